@@ -1,0 +1,28 @@
+"""Keeps the files that the answers ask for, deletes the others and says what to do next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+ANSWERS = r'''{{ cookiecutter | tojson }}'''  # fmt: skip
+
+# What checks that ran inside the template folder leave behind.
+CACHES = ("**/__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache")
+LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary")
+
+
+def main() -> None:
+    answers = json.loads(ANSWERS)
+    Path(f"LICENSE-{answers['license']}").replace("LICENSE")
+    for name in LICENSES:
+        Path(f"LICENSE-{name}").unlink(missing_ok=True)
+    for pattern in CACHES:
+        for folder in list(Path().glob(pattern)):
+            shutil.rmtree(folder)
+    print(f"\nNext:\n  cd {answers['project_slug']}\n  make setup\n  make pipeline\n\n`make help` lists the rest.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`ml VERB`: parses the words and calls one function; each verb imports what it needs and no more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ml.errors import UserError
+
+Words = argparse.Namespace
+
+
+def ingest(words: Words) -> None:
+    from ml.pipeline import params, periods
+
+    periods.run(words.period, params.read())
+
+
+def split(_: Words) -> None:
+    from ml.pipeline import params, split
+
+    split.run(params.read())
+
+
+def train(_: Words) -> None:
+    from ml.pipeline import params, train
+
+    train.run(params.read())
+
+
+def evaluate(_: Words) -> None:
+    from ml.pipeline import evaluate, params
+
+    evaluate.run(params.read())
+
+
+def prune(_: Words) -> None:
+    from ml.pipeline import params, periods
+
+    for path in periods.prune(params.read().data.periods):
+        print(f"removed {path}: its period is no longer in params.yaml")
+
+
+def tune(words: Words) -> None:
+    from ml.pipeline import params, tune
+
+    tune.run(params.read(), trials=words.trials, timeout=words.timeout)
+
+
+def build(_: Words) -> None:
+    from ml.serving import build
+
+    print(build.build(Path.cwd()))
+
+
+def serve(words: Words) -> None:
+    from ml.serving import build
+
+    build.serve(Path.cwd(), words.port)
+
+
+VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
+    "ingest": (ingest, "read, join and check one period", "ml ingest 2013-01"),
+    "split": (split, "part the rows into train and holdout", "ml split"),
+    "train": (train, "fit, convert to ONNX and record the run", "ml train"),
+    "evaluate": (evaluate, "score the holdout with the ONNX file", "ml evaluate"),
+    "prune": (prune, "remove the data of periods that params.yaml no longer lists", "ml prune"),
+    "tune": (tune, "search estimators and settings; the best goes to params.yaml", "ml tune --trials 20 --timeout 600"),
+    "build": (build, "make the Bento of the service and the model", "ml build"),
+    "serve": (serve, "answer requests at http://127.0.0.1:3000", "ml serve --port 3001"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; its help shows every verb with an example."""
+    examples = "\n".join(f"  {example}" for _, _, example in VERBS.values())
+    root = argparse.ArgumentParser(
+        prog="ml",
+        description="What the pipeline's stages and the make targets run.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
+    words = {
+        name: verbs.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+        for name, (_, text, example) in VERBS.items()
+    }
+    words["ingest"].add_argument("period", help="a period of data.periods in params.yaml")
+    words["tune"].add_argument("--trials", type=int, help="how many in all (default: tune.trials in params.yaml)")
+    words["tune"].add_argument("--timeout", type=float, help="seconds after which no further trial starts")
+    words["serve"].add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default: 3000)")
+    return root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; return 0, or 1 after one line on standard error."""
+    words = parser().parse_args(arguments)
+    try:
+        VERBS[words.verb][0](words)
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}; nothing half-written was kept")
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing half-written was kept") or 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"ml: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""What this project raises: one line that states the value, the rule and the remedy.
+
+UserError
+├── ParamsError     params.yaml cannot be read as written
+├── SourceError     a source cannot be read
+├── ContractError   a batch of data breaks its contract
+├── ExportError     the fitted model cannot be served as ONNX
+└── TrackingError   the experiment tracker cannot be written
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the reader of the message can mend; `ml` prints it and exits 1."""
+
+
+class ParamsError(UserError):
+    """params.yaml holds an unknown key, a wrong type or a value outside its rule."""
+
+
+class SourceError(UserError):
+    """A source is missing, truncated or not in the format its name promises."""
+
+
+class ContractError(UserError):
+    """A batch breaks its contract; nothing of it was written."""
+
+
+class ExportError(UserError):
+    """A step has no faithful ONNX form."""
+
+
+class TrackingError(UserError):
+    """The MLflow store cannot be written; the model file is kept."""

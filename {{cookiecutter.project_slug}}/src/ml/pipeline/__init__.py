@@ -1,0 +1,1 @@
+"""What makes the model: one module a stage."""

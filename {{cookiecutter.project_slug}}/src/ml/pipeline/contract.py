@@ -1,0 +1,195 @@
+"""Holds data to its pandera schema, and gives the service the same rules as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandera.errors
+import pandera.pandas as pa
+
+from ml.errors import ContractError, UserError
+from ml.pipeline.tables import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPORTS = Path("reports/contract")
+SHOWN = 20
+BUILT_IN = {
+    "equal_to",
+    "not_equal_to",
+    "greater_than",
+    "greater_than_or_equal_to",
+    "less_than",
+    "less_than_or_equal_to",
+    "in_range",
+    "isin",
+    "notin",
+    "str_matches",
+    "str_contains",
+    "str_startswith",
+    "str_endswith",
+    "str_length",
+}
+REQUEST_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+
+
+@dataclass(frozen=True)
+class Breach:
+    """One rule that a table breaks: how many rows do, and the first of them."""
+
+    table: str
+    column: str
+    check: str
+    rows: int
+    first: list[Any]
+
+    def sentence(self) -> str:
+        what = f"{self.table}.{self.column}" if self.column else self.table
+        seen = f", first {self.first[0]['value']!r}" if self.first and "value" in self.first[0] else ""
+        return f"{what}: {self.check} ({self.rows} rows{seen})"
+
+
+def breaches(model: type[pa.DataFrameModel], frame: pd.DataFrame) -> list[Breach]:
+    """Return every rule of the schema that the frame breaks, null shares included; empty where it holds."""
+    table = model.__name__
+    try:
+        model.validate(frame, lazy=True)
+        found = []
+    except pandera.errors.SchemaErrors as error:
+        groups = error.failure_cases.groupby(["column", "check"], sort=False, dropna=False)
+        found = [_breach(table, str(column), str(check), cases, frame) for (column, check), cases in groups]
+    return found + list(_null_shares(model, frame))
+
+
+def _breach(table: str, column: str, check: str, cases: pd.DataFrame, frame: pd.DataFrame) -> Breach:
+    # Pandera names the schema where a rule is about the whole frame and gives the column as the failing case.
+    column = "" if column == table else column
+    indexed = cases.dropna(subset=["index"])
+    if indexed.empty:
+        value = cases["failure_case"].iloc[0]
+        return Breach(table, column, f"{check}: {value}", len(frame), [])
+    unique = indexed.drop_duplicates("index")
+    rows = frame.loc[unique["index"].iloc[:SHOWN]].astype(object)
+    values = unique["failure_case"].iloc[:SHOWN] if column else [None] * len(rows)
+    first = [
+        {**({"value": _plain(value)} if column else {}), "row": {k: _plain(v) for k, v in row.items()}}
+        for value, row in zip(values, rows.to_dict("records"), strict=True)
+    ]
+    return Breach(table, column, check, len(unique), first)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or value != value:
+        return None
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _null_shares(model: type[pa.DataFrameModel], frame: pd.DataFrame) -> Iterable[Breach]:
+    for name, column in model.to_schema().columns.items():
+        if not column.nullable or name not in frame:
+            continue
+        limit = (column.metadata or {}).get("max_null_share", 1.0)
+        missing = frame[name].isna()
+        share = float(missing.mean()) if len(frame) else 0.0
+        # A column without a single value carries no information, whatever share is allowed.
+        if share > limit or (len(frame) and share == 1.0):
+            yield Breach(model.__name__, name, f"missing in a share of {share:.3f}, at most {limit}", missing.sum(), [])
+
+
+def row_count(frame: pd.DataFrame, least: int, most: int) -> list[Breach]:
+    """Return a breach where the number of rows is outside the limits, both ends allowed."""
+    if least <= len(frame) <= most:
+        return []
+    return [Breach("Row", "", f"{len(frame)} rows, must be {least} to {most}", len(frame), [])]
+
+
+def not_in_future(period: str, today: date) -> list[Breach]:
+    """Return a breach where a dated period begins after `today`."""
+    if period[0].isdigit() and period > today.isoformat():
+        return [Breach("period", "", f"{period} lies in the future", 0, [])]
+    return []
+
+
+def hold(period: str, found: list[Breach], reports: Path = REPORTS) -> None:
+    """Report breaches in `reports/contract/<period>.json` and raise; remove an old report where there are none.
+
+    Raises ContractError with one line: the first breach, how many more, and where the rest stands.
+    """
+    report = reports / f"{period}.json"
+    if not found:
+        report.unlink(missing_ok=True)
+        return
+    write_json({"period": period, "breaches": [_countable(breach) for breach in found]}, report)
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    raise ContractError(
+        f"{period} breaks the contract: {found[0].sentence()}{more}; see {report}, "
+        "then mend the source or change src/ml/pipeline/schema.py"
+    )
+
+
+def _countable(breach: Breach) -> dict[str, Any]:
+    return {**asdict(breach), "rows": int(breach.rows)}
+
+
+def check(model: type[pa.DataFrameModel], frame: pd.DataFrame, period: str) -> pd.DataFrame:
+    """Return the frame with the schema's columns in their order; raise ContractError where it breaks a rule."""
+    hold(period, breaches(model, frame))
+    return frame[list(model.to_schema().columns)]
+
+
+def request_fields(model: type[pa.DataFrameModel]) -> list[dict[str, Any]]:
+    """Return the fields of a request: name, type, whether optional, built-in checks by name and values.
+
+    An `isin` on a string becomes `categories`: training data must keep to them, the service scores and counts others.
+    Raises UserError for a rule that the service cannot apply, by field and name.
+    """
+    schema = model.to_schema()
+    if frame_wide := [c.name or type(c).__name__ for c in schema.checks or []] + list(schema.unique or []):
+        raise UserError(
+            f"{model.__name__}: {frame_wide[0]} is a rule over the whole frame, which a single request cannot be "
+            "held to; move it to Row in src/ml/pipeline/schema.py"
+        )
+    return [_field(model.__name__, name, column) for name, column in schema.columns.items()]
+
+
+def _field(table: str, name: str, column: pa.Column) -> dict[str, Any]:
+    kind = next((v for k, v in REQUEST_TYPES.items() if str(column.dtype).lower().startswith(k)), None)
+    if kind is None or column.unique:
+        what = "unique" if column.unique else f"of type {column.dtype}"
+        raise UserError(
+            f"{table}.{name} is {what}, which a request cannot hold; use str, int, float or bool and no unique "
+            "in src/ml/pipeline/schema.py"
+        )
+    rules = [_rule(table, name, rule) for rule in column.checks]
+    metadata = column.metadata or {}
+    categories = next((r["allowed_values"] for r in rules if r["check"] == "isin" and kind == "string"), None)
+    return {
+        "name": name,
+        "type": kind,
+        "optional": column.nullable,
+        "description": metadata.get("description", ""),
+        "example": metadata.get("example"),
+        **({"categories": categories} if categories is not None else {}),
+        "checks": [r for r in rules if r["check"] != "isin" or categories is None],
+    }
+
+
+def _rule(table: str, name: str, rule: pa.Check) -> dict[str, Any]:
+    if rule.name not in BUILT_IN or not rule.statistics:
+        raise UserError(
+            f"{table}.{name}: the check {rule.name or rule} is not built into pandera, so the service cannot apply it; "
+            "use a built-in check, or move it to Row in src/ml/pipeline/schema.py"
+        )
+    return {"check": rule.name, **{k: _jsonable(v) for k, v in rule.statistics.items()}}
+
+
+def _jsonable(value: Any) -> Any:
+    if hasattr(value, "pattern"):
+        return value.pattern
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else value

@@ -1,0 +1,199 @@
+"""Reads params.yaml once into a frozen object; unknown and mistyped keys are refused by name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ml.errors import ParamsError
+
+PATH = Path("params.yaml")
+METRICS = {
+    "binary": {
+        "roc_auc": "maximize",
+        "average_precision": "maximize",
+        "average_precision_skill": "maximize",
+        "log_loss": "minimize",
+        "brier": "minimize",
+        "expected_calibration_error": "minimize",
+        "precision": "maximize",
+        "recall": "maximize",
+        "cost": "minimize",
+    },
+    "multiclass": {
+        "accuracy": "maximize",
+        "balanced_accuracy": "maximize",
+        "f1_macro": "maximize",
+        "roc_auc": "maximize",
+        "log_loss": "minimize",
+        "log_loss_skill": "maximize",
+        "brier": "minimize",
+        "expected_calibration_error": "minimize",
+    },
+    "regression": {
+        "mean_absolute_error": "minimize",
+        "root_mean_squared_error": "minimize",
+        "median_absolute_error": "minimize",
+        "r2": "maximize",
+    },
+}
+
+
+def _period(value: str) -> str:
+    if not re.fullmatch(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?|[a-z][a-z0-9_]*", value):
+        raise ValueError("must be a year, month or day such as 2013, 2013-01 or 2013-01-31, or one lower-case word")
+    return value
+
+
+Period = Annotated[str, AfterValidator(_period)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Costs(Section):
+    """What a wrong decision costs, in any one unit."""
+
+    false_alarm: float = Field(gt=0)
+    miss: float = Field(gt=0)
+
+
+class Objective(Section):
+    decision: str = Field(min_length=1)
+    metric: str
+    floor: float
+    costs: Costs | None = None
+
+
+class Rows(Section):
+    """How many rows a period may have, both ends included."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+
+class Data(Section):
+    target: str
+    sources: dict[str, str] = {}
+    periods: list[Period] = Field(min_length=1)
+    rows: Rows
+
+
+class Split(Section):
+    by: Literal["time", "group", "random"]
+    holdout: int | float = Field(gt=0)
+    group: str | None = None
+    seed: int = 0
+    leaks: list[str] = []
+
+    @model_validator(mode="after")
+    def _agree(self) -> Split:
+        if self.by == "time" and not isinstance(self.holdout, int):
+            raise ValueError("holdout must be a whole number of newest periods when by is time")
+        if self.by != "time" and self.holdout >= 1:
+            raise ValueError(f"holdout must be a share below 1 when by is {self.by}")
+        if self.by == "group" and not self.group:
+            raise ValueError("group must name a column when by is group")
+        return self
+
+
+class Train(Section):
+    estimator: str
+    settings: dict[str, Any] = {}
+    seed: int = 0
+
+
+class Evaluate(Section):
+    bins: int = Field(ge=2)
+    min_rows: int = Field(ge=1)
+    slices: dict[str, str] = {}
+
+
+class Tune(Section):
+    estimators: list[str] = Field(min_length=1)
+    folds: int = Field(ge=1)
+    trials: int = Field(ge=1)
+    rows: int = Field(ge=1)
+
+
+class Params(Section):
+    objective: Objective
+    task: Literal["binary", "multiclass", "regression"]
+    data: Data
+    split: Split
+    train: Train
+    evaluate: Evaluate
+    tune: Tune
+
+    @model_validator(mode="after")
+    def _agree(self) -> Params:
+        known = METRICS[self.task]
+        if self.objective.metric not in known:
+            raise ValueError(
+                f"objective.metric: {self.objective.metric!r} is not a metric of a {self.task} task; "
+                f"choose one of {', '.join(sorted(known))}"
+            )
+        if self.task == "binary" and self.objective.costs is None:
+            raise ValueError("objective.costs is missing: a binary task needs false_alarm and miss")
+        if self.split.by == "time" and self.split.holdout >= len(self.data.periods):
+            raise ValueError(
+                f"split.holdout: {self.split.holdout} of {len(self.data.periods)} periods leaves none to train on; "
+                "list more in data.periods"
+            )
+        if len(set(self.data.periods)) < len(self.data.periods):
+            raise ValueError("data.periods: a period is listed twice; list each once")
+        return self
+
+
+def read(path: Path = PATH) -> Params:
+    """Return the settings.
+
+    Raises ParamsError with one line that names the key, its value and the nearest valid key.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: run this in the project's folder, or restore it with git") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise ParamsError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path}: holds no sections; it must begin with objective, task, data, …")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: " + "; ".join(_sentence(e) for e in error.errors()[:5])) from None
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    value = repr(error["input"])[:60]
+    match error["type"]:
+        case "extra_forbidden":
+            valid = _keys(error["loc"][:-1])
+            near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}"
+            return f"{where} is not a known key; {hint}"
+        case "missing":
+            return f"{where} is missing"
+        case "value_error":
+            return f"{where} = {value} {error['ctx']['error']}" if where.count(".") else str(error["ctx"]["error"])
+        case _:
+            return f"{where} = {value}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _keys(loc: tuple[Any, ...]) -> list[str]:
+    section: Any = Params
+    for part in loc:
+        annotation = section.model_fields[part].annotation
+        section = next(t for t in (annotation, *getattr(annotation, "__args__", ())) if hasattr(t, "model_fields"))
+    return list(section.model_fields)

@@ -1,0 +1,57 @@
+"""The data by period: one file each, checked before it exists."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from ml.errors import SourceError, UserError
+from ml.pipeline import contract, ingest, schema
+from ml.pipeline.params import Params
+from ml.pipeline.tables import write_parquet
+
+FOLDER = Path("data/ingest")
+
+
+def path(period: str) -> Path:
+    """Return where a period's rows stand."""
+    return FOLDER / f"{period}.parquet"
+
+
+def read(period: str) -> pd.DataFrame:
+    """Return a period's rows."""
+    if not path(period).exists():
+        raise SourceError(f"{path(period)} is missing: run make pipeline")
+    return pd.read_parquet(path(period))
+
+
+def run(period: str, params: Params, *, today: date | None = None) -> None:
+    """Write one period as Parquet, sorted by its keys, or write nothing and report the breaches."""
+    if period not in params.data.periods:
+        raise UserError(f"{period} is not in data.periods of params.yaml; it lists {', '.join(params.data.periods)}")
+    contract.hold(period, contract.not_in_future(period, today or date.today()))
+    rows = ingest.fetch(period, params.data.sources)
+    limits = params.data.rows
+    contract.hold(period, contract.row_count(rows, limits.min, limits.max))
+    rows = contract.check(schema.Row, rows, period)
+    keys = schema.Row.to_schema().unique or list(rows.columns)
+    write_parquet(rows.sort_values(keys, kind="stable"), path(period))
+
+
+def refuse_stale(periods: list[str], folder: Path = FOLDER) -> None:
+    """Raise UserError where the folder holds a period that params.yaml no longer lists."""
+    stale = sorted(path.name for path in folder.glob("*.parquet") if path.stem not in periods)
+    if stale:
+        raise UserError(
+            f"{folder}/{stale[0]} is not in data.periods, and leaving it there would change the lock; run make pipeline"
+        )
+
+
+def prune(periods: list[str], folder: Path = FOLDER) -> list[Path]:
+    """Delete and return the files of periods that are no longer listed; DVC's cache still has them."""
+    stale = [path for path in sorted(folder.glob("*.parquet")) if path.stem not in periods]
+    for path in stale:
+        path.unlink()
+    return stale

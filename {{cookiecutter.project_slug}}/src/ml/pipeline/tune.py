@@ -1,0 +1,247 @@
+"""Searches families and settings on train alone, judging each on rows later than those it learned from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import TrialState
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from ml.errors import UserError
+from ml.pipeline import export, metrics, split, tracking
+from ml.pipeline.estimators import pipeline
+from ml.pipeline.features import inputs
+from ml.pipeline.params import METRICS, PATH, Params
+from ml.pipeline.tables import rounded, write_bytes
+from ml.pipeline.train import contract, target
+from ml.progress import steps
+
+STUDIES = "sqlite:///tune.db"
+Fold = tuple[np.ndarray, np.ndarray]
+
+
+def folds(rows: pd.DataFrame, params: Params, keys: list[str]) -> list[Fold]:
+    """Return positions to learn from and to judge on: an expanding window over periods, else parts of groups or rows.
+
+    Raises UserError when there are too few training periods for that many folds.
+    """
+    count = params.tune.folds
+    if params.split.by != "time":
+        columns = [params.split.group] if params.split.by == "group" else keys
+        part = np.floor(split.share(rows[columns], params.split.seed + 1) * max(count, 2))
+        return [(np.flatnonzero(part != i), np.flatnonzero(part == i)) for i in range(count)]
+    periods = sorted(rows["period"].unique())
+    if len(periods) <= count:
+        raise UserError(
+            f"tune.folds = {count} needs {count + 1} training periods, there are {len(periods)}; "
+            "lower tune.folds or list more data.periods in params.yaml"
+        )
+    found = rows["period"].to_numpy()
+    return [(np.flatnonzero(found < newest), np.flatnonzero(found == newest)) for newest in periods[-count:]]
+
+
+def suggestion(trial: optuna.Trial, estimators: list[str], task: str) -> tuple[str, dict[str, Any]]:
+    """Return a family and its settings."""
+    name = trial.suggest_categorical("estimator", estimators)
+    match name:
+        case "linear":
+            strength = trial.suggest_float("linear.strength", 1e-3, 1e2, log=True)
+            return name, {"alpha": strength} if task == "regression" else {"C": 1 / strength}
+        case "forest":
+            return name, {
+                "n_estimators": trial.suggest_int("forest.n_estimators", 40, 160, step=20),
+                "min_samples_leaf": trial.suggest_int("forest.min_samples_leaf", 20, 200, log=True),
+                "max_features": trial.suggest_float("forest.max_features", 0.2, 1.0),
+            }
+        case "boosting":
+            return name, {
+                "learning_rate": trial.suggest_float("boosting.learning_rate", 0.02, 0.3, log=True),
+                "max_iter": trial.suggest_int("boosting.max_iter", 50, 400, log=True),
+                "max_leaf_nodes": trial.suggest_int("boosting.max_leaf_nodes", 8, 64, log=True),
+                "min_samples_leaf": trial.suggest_int("boosting.min_samples_leaf", 20, 500, log=True),
+                "l2_regularization": trial.suggest_float("boosting.l2_regularization", 1e-3, 10, log=True),
+            }
+        case _:
+            raise UserError(
+                f"tune.estimators: {name!r} has no search space; choose from linear, forest, boosting in params.yaml"
+            )
+
+
+def cross_validated(
+    rows: pd.DataFrame, truth: np.ndarray, parts: list[Fold], params: Params, name: str, settings: dict[str, Any]
+) -> list[float]:
+    """Return the objective's metric on each fold; at most `tune.rows` rows, drawn with the seed, are learned from."""
+    return [_judged(rows, truth, part, params, name, settings) for part in parts]
+
+
+def _judged(
+    rows: pd.DataFrame, truth: np.ndarray, part: Fold, params: Params, name: str, settings: dict[str, Any]
+) -> float:
+    learn, judge = part
+    random = np.random.default_rng(params.train.seed)
+    if len(learn) > params.tune.rows:
+        learn = np.sort(random.choice(learn, params.tune.rows, replace=False))
+    model = pipeline(name, params.task, settings, params.train.seed).fit(rows.iloc[learn], truth[learn])
+    figures = metrics.of_task(
+        params.task,
+        truth[judge],
+        export.expected(model, rows.iloc[judge]),
+        contract(params, model),
+        params.objective.costs,
+        params.evaluate.bins,
+    )
+    return figures[params.objective.metric]
+
+
+def study(params: Params) -> optuna.Study:
+    """Return the study of these settings and this data: the old one where it was begun before."""
+    relevant = params.model_dump(mode="json")
+    del relevant["tune"]["trials"]
+    content = json.dumps(relevant, sort_keys=True).encode() + split.TRAIN.read_bytes()
+    return optuna.create_study(
+        study_name=hashlib.sha256(content).hexdigest()[:16],
+        storage=STUDIES,
+        direction=METRICS[params.task][params.objective.metric],
+        load_if_exists=True,
+    )
+
+
+def finished(of: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that ran to their end."""
+    return of.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+
+
+def upcoming(of: optuna.Study, total: int, timeout: float | None, seed: int) -> Iterator[optuna.Trial]:
+    """Yield trials to tell the study of, until `total` are complete or `timeout` seconds have gone.
+
+    Each draws with a seed of its own, so that an interrupted search goes on as if it had not been.
+    """
+    start = time.monotonic()
+    while (done := len(finished(of))) < total and (timeout is None or time.monotonic() - start < timeout):
+        of.sampler = optuna.samplers.TPESampler(seed=seed + done)
+        yield of.ask()
+
+
+def write_winner(name: str, settings: dict[str, Any], path: Path = PATH) -> None:
+    """Put estimator and settings into params.yaml; every other line keeps its place and its comment."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(path.read_text(encoding="utf-8"))
+    document["train"]["estimator"] = name
+    document["train"]["settings"] = _replaced(document["train"].get("settings"), settings)
+    dumped = io.StringIO()
+    yaml.dump(document, dumped)
+    write_bytes(_spliced(path.read_text(encoding="utf-8"), dumped.getvalue()).encode(), path)
+
+
+def _spliced(old: str, new: str) -> str:
+    """Return the old text with the section `train` of the new one, since a dump respells what it does not change."""
+    (before, _, after), (_, section, _) = _around_train(old), _around_train(new)
+    return "".join(before + section + after)
+
+
+def _around_train(text: str) -> tuple[list[str], list[str], list[str]]:
+    lines, document = text.splitlines(keepends=True), YAML().load(text)
+    starts = sorted(document.lc.key(name)[0] for name in document)
+    begin = document.lc.key("train")[0]
+    end = next((start for start in starts if start > begin), len(lines))
+    return lines[:begin], lines[begin:end], lines[end:]
+
+
+def _replaced(old: CommentedMap | None, settings: dict[str, Any]) -> CommentedMap:
+    # ruamel.yaml hangs the blank lines and comments below a mapping on its last key.
+    below = old.ca.items.get(list(old)[-1]) if old else None
+    new = CommentedMap(settings)
+    for key in settings:
+        if old and key in old.ca.items and old.ca.items[key] is not below:
+            new.ca.items[key] = old.ca.items[key]
+    if below and below[2] is not None:
+        own, newline, rest = below[2].value.partition("\n")
+        kept = own if list(settings)[-1] == list(old)[-1] else ""
+        below[2].value = kept + newline + rest
+        new.ca.items[list(settings)[-1]] = below
+    return new
+
+
+def run(params: Params, *, trials: int | None = None, timeout: float | None = None) -> None:
+    """Search, record each trial in MLflow below one run, and write the best to params.yaml if it beats the present."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not split.TRAIN.exists():
+        raise UserError(f"{split.TRAIN} is missing: run make pipeline")
+    train = pd.read_parquet(split.TRAIN)
+    rows, truth = inputs(train), target(train, params)
+    parts = folds(train, params, _keys())
+    total = trials or params.tune.trials
+    searched = study(params)
+    with tracking.experiment() as mlflow, mlflow.start_run(**_parent(mlflow, searched.study_name)):
+        mlflow.set_tags({"stage": "tune", "tune.study": searched.study_name, **tracking.commit()})
+        if "current" not in searched.user_attrs:
+            scores = cross_validated(rows, truth, parts, params, params.train.estimator, params.train.settings)
+            searched.set_user_attr("current", float(np.mean(scores)))
+        with steps("tune", total) as bar:
+            bar.update(len(finished(searched)))
+            for trial in upcoming(searched, total, timeout, params.train.seed):
+                name, settings = suggestion(trial, params.tune.estimators, params.task)
+                settings = _short(settings)
+                scores = cross_validated(rows, truth, parts, params, name, settings)
+                trial.set_user_attr("recipe", {"estimator": name, "settings": settings})
+                searched.tell(trial, float(np.mean(scores)))
+                _log_child(mlflow, trial.number, name, settings, scores, params.objective.metric)
+                bar.set_postfix(best=f"{searched.best_value:.4f}")
+                bar.update()
+        _conclude(searched, params)
+
+
+def _keys() -> list[str]:
+    from ml.pipeline.schema import Row
+
+    schema = Row.to_schema()
+    return list(schema.unique or schema.columns)
+
+
+def _parent(mlflow: Any, name: str) -> dict[str, str]:
+    found = mlflow.search_runs(filter_string=f"tags.\"tune.study\" = '{name}' and tags.stage = 'tune'", max_results=1)
+    return {"run_id": found.iloc[0]["run_id"]} if len(found) else {"run_name": f"tune {name}"}
+
+
+def _short(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in settings.items()}
+
+
+def _log_child(mlflow: Any, number: int, name: str, settings: dict[str, Any], scores: list[float], metric: str) -> None:
+    with mlflow.start_run(run_name=f"{name} {number}", nested=True, tags={"stage": "tune"}):
+        mlflow.log_params({"estimator": name, **settings})
+        mlflow.log_metrics({f"fold_{i}.{metric}": score for i, score in enumerate(scores)})
+        mlflow.log_metric(metric, float(np.mean(scores)))
+
+
+def _conclude(searched: optuna.Study, params: Params) -> None:
+    metric, current = params.objective.metric, searched.user_attrs["current"]
+    done = finished(searched)
+    if not done:
+        print("no trial was completed; params.yaml is as it was")
+        return
+    best = searched.best_trial
+    recipe = best.user_attrs["recipe"]
+    better = best.value > current if METRICS[params.task][metric] == "maximize" else best.value < current
+    print(
+        f"{metric} over {params.tune.folds} folds: now {rounded(current, 4)}, best of {len(done)} trials "
+        f"{rounded(best.value, 4)} ({recipe['estimator']})"
+    )
+    if not better:
+        print("nothing beat the settings in params.yaml; it is as it was")
+        return
+    write_winner(recipe["estimator"], recipe["settings"])
+    print(f"params.yaml: train is now {recipe['estimator']} {json.dumps(recipe['settings'])}; run make pipeline")
