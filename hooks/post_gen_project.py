@@ -16,6 +16,8 @@ LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary")
 def main() -> None:
     answers = json.loads(ANSWERS)
     Path(f"LICENSE-{answers['license']}").replace("LICENSE")
+    # Under its own name it would stop pyenv and uv from working in the template's folder.
+    Path("dot-python-version").replace(".python-version")
     for name in LICENSES:
         Path(f"LICENSE-{name}").unlink(missing_ok=True)
     for pattern in CACHES:

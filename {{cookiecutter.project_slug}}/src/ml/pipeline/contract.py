@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -181,15 +182,26 @@ def _field(table: str, name: str, column: pa.Column) -> dict[str, Any]:
 
 
 def _rule(table: str, name: str, rule: pa.Check) -> dict[str, Any]:
-    if rule.name not in BUILT_IN or not rule.statistics:
+    custom = rule.name not in BUILT_IN or not rule.statistics
+    flags = [value.flags & ~re.UNICODE for value in (rule.statistics or {}).values() if isinstance(value, re.Pattern)]
+    why = (
+        f"the check {rule.name or rule} is not built into pandera"
+        if custom
+        else f"{rule.name} takes regular expression flags from outside the pattern"
+        if any(flags)
+        else f"{rule.name} is softened by ignore_na or raise_warning"
+        if rule.raise_warning or not rule.ignore_na
+        else ""
+    )
+    if why:
         raise UserError(
-            f"{table}.{name}: the check {rule.name or rule} is not built into pandera, so the service cannot apply it; "
-            "use a built-in check, or move it to Row in src/ml/pipeline/schema.py"
+            f"{table}.{name}: {why}, so the service cannot apply it as pandera does; "
+            "use a plain built-in check, or move it to Row in src/ml/pipeline/schema.py"
         )
     return {"check": rule.name, **{k: _jsonable(v) for k, v in rule.statistics.items()}}
 
 
 def _jsonable(value: Any) -> Any:
-    if hasattr(value, "pattern"):
+    if isinstance(value, re.Pattern):
         return value.pattern
     return list(value) if isinstance(value, list | tuple | set | frozenset) else value
