@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from cookiecutter.main import cookiecutter
 
+pytest_plugins = ["real"]
+
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = "{{cookiecutter.project_slug}}"
 DEFAULTS = {

@@ -37,9 +37,9 @@ def evaluate(_: Words) -> None:
 
 
 def prune(_: Words) -> None:
-    from ml.pipeline import params, periods
+    from ml.pipeline import params, prune
 
-    for path in periods.prune(params.read().data.periods):
+    for path in prune.run(params.read().data.periods):
         print(f"removed {path}: its period is no longer in params.yaml")
 
 
@@ -66,7 +66,7 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "split": (split, "part the rows into train and holdout", "ml split"),
     "train": (train, "fit, convert to ONNX and record the run", "ml train"),
     "evaluate": (evaluate, "score the holdout with the ONNX file", "ml evaluate"),
-    "prune": (prune, "remove the data of periods that params.yaml no longer lists", "ml prune"),
+    "prune": (prune, "remove what params.yaml no longer lists from data/ and dvc.lock", "ml prune"),
     "tune": (tune, "search estimators and settings; the best goes to params.yaml", "ml tune --trials 20 --timeout 600"),
     "build": (build, "make the Bento of the service and the model", "ml build"),
     "serve": (serve, "answer requests at http://127.0.0.1:3000", "ml serve --port 3001"),
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; return 0, or 1 after one line on standard error."""
+    """Run one verb; return 0, or 1 (130 when interrupted) after one line on standard error."""
     words = parser().parse_args(arguments)
     try:
         VERBS[words.verb][0](words)
@@ -105,7 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}; nothing half-written was kept")
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing half-written was kept") or 130
+        _fail("interrupted; nothing half-written was kept")
+        return 130
     return 0
 
 

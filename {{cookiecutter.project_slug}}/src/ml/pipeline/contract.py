@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -52,18 +53,26 @@ class Breach:
     def sentence(self) -> str:
         what = f"{self.table}.{self.column}" if self.column else self.table
         seen = f", first {self.first[0]['value']!r}" if self.first and "value" in self.first[0] else ""
-        return f"{what}: {self.check} ({self.rows} rows{seen})"
+        return f"{what}: {textwrap.shorten(self.check, 80, placeholder=' …')} ({self.rows} rows{seen})"
 
 
 def breaches(model: type[pa.DataFrameModel], frame: pd.DataFrame) -> list[Breach]:
-    """Return every rule of the schema that the frame breaks, null shares included; empty where it holds."""
-    table = model.__name__
+    """Return every rule of the schema that the frame breaks, null shares included; empty where it holds.
+
+    Raises UserError for a schema that converts, since what is checked must be what is written.
+    """
+    table, schema = model.__name__, model.to_schema()
+    if schema.coerce or any(column.coerce for column in schema.columns.values()):
+        raise UserError(f"{table}: coerce checks other values than are written; remove it and convert in ingest.py")
+    frame = frame.reset_index(drop=True)
     try:
         model.validate(frame, lazy=True)
         found = []
     except pandera.errors.SchemaErrors as error:
         groups = error.failure_cases.groupby(["column", "check"], sort=False, dropna=False)
         found = [_breach(table, str(column), str(check), cases, frame) for (column, check), cases in groups]
+        # A missing or renamed column comes first: it is often why the keys are not unique.
+        found.sort(key=lambda breach: bool(breach.column))
     return found + list(_null_shares(model, frame))
 
 

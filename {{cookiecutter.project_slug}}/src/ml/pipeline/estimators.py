@@ -6,7 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_regressor
 from sklearn.pipeline import Pipeline
 
 from ml.errors import ParamsError
@@ -38,9 +38,10 @@ DEFAULTS = {
 
 
 def family(name: str) -> str:
-    """Return the family of a name in FAMILIES or of a class path; `other` for any class outside them."""
+    """Return the family of a name in FAMILIES or of a class path; other trees are `forest`, all else is `other`."""
     found = (key for key, paths in FAMILIES.items() if name == key or name in paths.values())
-    return next(found, "other")
+    # Behind a scaler, rows on a tree's boundary fall to the other side in 32-bit arithmetic.
+    return next(found, "forest" if name.startswith(("sklearn.ensemble.", "sklearn.tree.")) else "other")
 
 
 def estimator(name: str, task: str, settings: dict[str, Any], seed: int) -> BaseEstimator:
@@ -52,6 +53,8 @@ def estimator(name: str, task: str, settings: dict[str, Any], seed: int) -> Base
     module, _, attribute = path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), attribute)
+        if not (inspect.isclass(kind) and issubclass(kind, BaseEstimator)):
+            raise AttributeError(path)
     except (ImportError, AttributeError, ValueError):
         raise ParamsError(
             f"train.estimator = {name!r} is neither a family ({', '.join(FAMILIES)}) nor the path of a class "
@@ -62,7 +65,11 @@ def estimator(name: str, task: str, settings: dict[str, Any], seed: int) -> Base
     if unknown is not None:
         raise ParamsError(f"train.settings.{unknown} is not a setting of {attribute}; it has {', '.join(known)}")
     seeded = {"random_state": seed} if "random_state" in known else {}
-    return kind(**{**DEFAULTS.get(family(name), {}), **seeded, **settings})
+    found = kind(**{**DEFAULTS.get(family(name), {}), **seeded, **settings})
+    if not (is_regressor(found) if task == "regression" else hasattr(found, "predict_proba")):
+        needed = "a regressor" if task == "regression" else "a classifier with predict_proba"
+        raise ParamsError(f"train.estimator = {name!r} is not {needed}, which a {task} task needs; choose another")
+    return found
 
 
 def pipeline(name: str, task: str, settings: dict[str, Any], seed: int) -> Pipeline:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
-from sklearn.exceptions import UndefinedMetricWarning
 
 from ml.errors import ParamsError
 from ml.pipeline import export, metrics, schema, split
 from ml.pipeline.features import inputs
 from ml.pipeline.params import Params
-from ml.pipeline.tables import rounded, write_csv, write_json, write_parquet
+from ml.pipeline.tables import read_output, rounded, write_csv, write_json, write_parquet
 from ml.pipeline.train import MODEL, target
 
 REPORTS = Path("reports/evaluate")
@@ -31,7 +30,8 @@ SHOWN = {
     "confusion": {"x": "actual", "y": "predicted", "title": "Confusion", "template": "confusion"},
     "scores": {"x": "score", "y": ["negative", "positive"], "title": "Scores"},
     "residuals": {"x": "residual", "y": "rows", "title": "Residuals"},
-    "importance": {"x": "loss", "y": "field", "title": "Importance", "template": "bar_horizontal"},
+    # Not "field": DVC keeps that name for itself and drops such a column from the drawing.
+    "importance": {"x": "loss", "y": "input", "title": "Importance", "template": "bar_horizontal"},
 }
 
 
@@ -62,6 +62,8 @@ def sliced(rows: pd.DataFrame, slices: dict[str, str], least: int) -> dict[str, 
     for name, expression in slices.items():
         try:
             values = rows.eval(expression)
+            if not isinstance(values, pd.Series):
+                raise TypeError("does not give one value a row")
         except Exception as error:  # pandas lets through what its parser and numpy raise
             raise ParamsError(f"evaluate.slices.{name} = {expression!r}: {str(error).splitlines()[0]}") from None
         if values.dtype == bool:
@@ -123,7 +125,7 @@ def _thin(curve: pd.DataFrame) -> pd.DataFrame:
 
 def run(params: Params) -> None:
     """Write metrics, slices, plots and the predictions of every holdout row."""
-    holdout = pd.read_parquet(split.HOLDOUT)
+    holdout = read_output(split.HOLDOUT)
     runtime = export.session(MODEL.read_bytes())
     kept = export.metadata(runtime)
     truth, scores = target(holdout, params), export.scores(runtime, inputs(holdout))
@@ -135,13 +137,13 @@ def run(params: Params) -> None:
 
     with warnings.catch_warnings():
         # A slice of one class has no ROC; its figure is NaN, written as null.
-        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        warnings.simplefilter("ignore", UserWarning)
         masks = sliced(holdout, params.evaluate.slices, params.evaluate.min_rows)
         slices = {name: figures(mask.to_numpy()) for name, mask in masks.items()}
     write_json(_nulls(rounded(figures(slice(None)))), METRICS)
     write_json(_nulls(rounded(slices)), SLICES)
-    importance = pd.DataFrame(kept["importance"].items(), columns=["field", "loss"]).sort_values(
-        ["loss", "field"], ascending=[False, True]
+    importance = pd.DataFrame(kept["importance"].items(), columns=["input", "loss"]).sort_values(
+        ["loss", "input"], ascending=[False, True]
     )
     drawn = {**plots(params, truth, scores, kept["contract"]), "importance": importance}
     for name, table in drawn.items():

@@ -39,6 +39,7 @@ def convert(pipeline: Pipeline, sample: pd.DataFrame) -> onnx.ModelProto:
     Raises ExportError that names the step without an ONNX form.
     """
     refuse_known_wrong(pipeline)
+    _round_thresholds(pipeline[-1])
     try:
         model = _convert(pipeline, sample)
     except Exception as error:  # skl2onnx raises a dozen unrelated types
@@ -47,6 +48,15 @@ def convert(pipeline: Pipeline, sample: pd.DataFrame) -> onnx.ModelProto:
         raise ExportError(f"{step} has no ONNX form ({reason.strip()[:160]}); {REMEDY}") from None
     model.graph.name = "model"
     return model
+
+
+def _round_thresholds(estimator: BaseEstimator) -> None:
+    # Histogram boosting parts two neighbouring floats at a 64-bit number between them; the converter rounds it to
+    # the nearest 32-bit one, which may be the upper neighbour. For 32-bit inputs, rounding down changes no answer.
+    for tree in (tree for trees in getattr(estimator, "_predictors", []) for tree in trees):
+        exact = tree.nodes["num_threshold"]
+        short = exact.astype(np.float32)
+        tree.nodes["num_threshold"] = np.where(short > exact, np.nextafter(short, np.float32(-np.inf)), short)
 
 
 def _convert(step: BaseEstimator, sample: pd.DataFrame) -> onnx.ModelProto:
@@ -90,10 +100,13 @@ def _described(transformer: BaseEstimator) -> str:
 
 
 def session(model: bytes) -> onnxruntime.InferenceSession:
-    """Return a quiet single-purpose ONNX Runtime session."""
+    """Return a quiet ONNX Runtime session; raise ExportError where the bytes are no model."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises types of its own
+        raise ExportError(f"not a model that ONNX Runtime reads ({str(error)[:160]}): run make pipeline") from None
 
 
 def scores(runtime: onnxruntime.InferenceSession, inputs: pd.DataFrame, chunk: int = 50_000) -> np.ndarray:
@@ -126,26 +139,49 @@ def prove(pipeline: Pipeline, model: onnx.ModelProto, inputs: pd.DataFrame) -> t
 
     Raises ExportError that names the step which converts wrongly.
     """
-    actual = scores(session(model.SerializeToString()), inputs)
-    rows, largest = disagreement(actual, expected(pipeline, inputs))
+    probed = pd.concat([inputs, unseen(inputs)], ignore_index=True)
+    try:
+        runtime = session(model.SerializeToString())
+        actual, wanted = scores(runtime, probed), expected(pipeline, probed)
+    except Exception as error:  # types of ONNX Runtime's own, or scikit-learn's for a category it has not seen
+        step, reason = _first_wrong(pipeline, probed), " ".join(str(error).split())[:200]
+        raise ExportError(f"{step} cannot score every request ({reason}); {REMEDY}") from None
+    rows, largest = disagreement(actual, wanted)
     if rows:
-        step = _first_wrong(pipeline, inputs)
+        step = _first_wrong(pipeline, probed)
         raise ExportError(
-            f"{step} converts to ONNX wrongly: {rows} of {len(inputs)} rows differ, by up to {largest:.2g}; {REMEDY}"
+            f"{step} converts to ONNX wrongly: {rows} of {len(probed)} rows differ, by up to {largest:.2g}; {REMEDY}"
         )
-    return actual, largest
+    return actual[: len(inputs)], largest
+
+
+def unseen(inputs: pd.DataFrame) -> pd.DataFrame:
+    """Return the first row with text that training never saw, with no text, and with missing numbers."""
+    text = [name for name in inputs if inputs[name].dtype == object]
+    first = inputs.head(1)
+    numbers = {name: np.float32("nan") for name in inputs if name not in text}
+    rows = [first.assign(**dict.fromkeys(text, value)) for value in ("never seen", "")]
+    return pd.concat([*rows, first.assign(**numbers)], ignore_index=True).astype(inputs.dtypes)
 
 
 def _first_wrong(pipeline: Pipeline, inputs: pd.DataFrame) -> str:
     for name, transformer, columns in pipeline["features"].transformers_:
         if transformer in ("drop", "passthrough"):
             continue
-        part = inputs[list(columns)]
-        runtime = session(_convert(transformer, part).SerializeToString())
-        actual = runtime.run(None, {column: part[[column]].to_numpy() for column in part})[0]
-        if disagreement(actual.astype(float), np.asarray(transformer.transform(part), dtype=float))[0]:
+        if not _agrees(transformer, inputs[list(columns)]):
             return f"the transformer {name} ({_described(transformer)})"
     return f"the estimator {type(pipeline[-1]).__name__}"
+
+
+def _agrees(transformer: BaseEstimator, part: pd.DataFrame) -> bool:
+    try:
+        runtime = session(_convert(transformer, part).SerializeToString())
+        actual = runtime.run(None, {column: part[[column]].to_numpy() for column in part})[0]
+        wanted = np.asarray(transformer.transform(part), dtype=float)
+    except Exception:  # as in `prove`
+        return False
+    missing = np.isnan(actual) & np.isnan(wanted)
+    return not disagreement(np.where(missing, 0, actual), np.where(missing, 0, wanted))[0]
 
 
 def with_metadata(model: onnx.ModelProto, entries: dict[str, Any]) -> bytes:

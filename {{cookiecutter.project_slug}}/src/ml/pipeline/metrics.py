@@ -51,7 +51,7 @@ def binary(truth: np.ndarray, score: np.ndarray, at: float, costs: Costs, bins: 
         "base_rate": base,
         "roc_auc": float(sk.roc_auc_score(truth, score)),
         "average_precision": average,
-        "average_precision_skill": (average - base) / (1 - base),
+        "average_precision_skill": (average - base) / (1 - base) if base < 1 else float("nan"),
         "log_loss": float(sk.log_loss(truth, score, labels=[0, 1])),
         "brier": float(np.mean((score - truth) ** 2)),
         "expected_calibration_error": expected_calibration_error(truth, score, bins),

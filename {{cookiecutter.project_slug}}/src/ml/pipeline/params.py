@@ -162,7 +162,7 @@ def read(path: Path = PATH) -> Params:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run this in the project's folder, or restore it with git") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date such as 2013-02-31
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise ParamsError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
@@ -187,6 +187,8 @@ def _sentence(error: dict[str, Any]) -> str:
             return f"{where} is missing"
         case "value_error":
             return f"{where} = {value} {error['ctx']['error']}" if where.count(".") else str(error["ctx"]["error"])
+        case "string_type":
+            return f"{where} = {value} must be text; put it in quotes"
         case _:
             return f"{where} = {value}: {error['msg'][0].lower()}{error['msg'][1:]}"
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ml.errors import SourceError, UserError
+from ml.errors import UserError
 from ml.pipeline import contract, ingest, schema
 from ml.pipeline.params import Params
-from ml.pipeline.tables import write_parquet
-
-FOLDER = Path("data/ingest")
+from ml.pipeline.prune import FOLDER, stale
+from ml.pipeline.tables import Sources, read_output, write_parquet
 
 
 def path(period: str) -> Path:
@@ -22,9 +21,7 @@ def path(period: str) -> Path:
 
 def read(period: str) -> pd.DataFrame:
     """Return a period's rows."""
-    if not path(period).exists():
-        raise SourceError(f"{path(period)} is missing: run make pipeline")
-    return pd.read_parquet(path(period))
+    return read_output(path(period))
 
 
 def run(period: str, params: Params, *, today: date | None = None) -> None:
@@ -32,7 +29,7 @@ def run(period: str, params: Params, *, today: date | None = None) -> None:
     if period not in params.data.periods:
         raise UserError(f"{period} is not in data.periods of params.yaml; it lists {', '.join(params.data.periods)}")
     contract.hold(period, contract.not_in_future(period, today or date.today()))
-    rows = ingest.fetch(period, params.data.sources)
+    rows = ingest.fetch(period, Sources(params.data.sources))
     limits = params.data.rows
     contract.hold(period, contract.row_count(rows, limits.min, limits.max))
     rows = contract.check(schema.Row, rows, period)
@@ -42,16 +39,5 @@ def run(period: str, params: Params, *, today: date | None = None) -> None:
 
 def refuse_stale(periods: list[str], folder: Path = FOLDER) -> None:
     """Raise UserError where the folder holds a period that params.yaml no longer lists."""
-    stale = sorted(path.name for path in folder.glob("*.parquet") if path.stem not in periods)
-    if stale:
-        raise UserError(
-            f"{folder}/{stale[0]} is not in data.periods, and leaving it there would change the lock; run make pipeline"
-        )
-
-
-def prune(periods: list[str], folder: Path = FOLDER) -> list[Path]:
-    """Delete and return the files of periods that are no longer listed; DVC's cache still has them."""
-    stale = [path for path in sorted(folder.glob("*.parquet")) if path.stem not in periods]
-    for path in stale:
-        path.unlink()
-    return stale
+    if found := stale(periods, folder):
+        raise UserError(f"{found[0]} is not in data.periods, and leaving it would change the lock; run make pipeline")

@@ -96,7 +96,11 @@ class Airports(pa.DataFrameModel):
 
 
 class Request(pa.DataFrameModel):
-    """What is known of a flight at its scheduled departure."""
+    """What is known of a flight at its scheduled departure.
+
+    The shares of nulls bound what the other tables do not know: airports of arrival (scheduled_minutes),
+    planes (seats, plane_age), hours of weather.
+    """
 
     carrier: Series[str] = pa.Field(isin=CARRIERS, metadata=about("Airline, two-character code", "UA"))
     origin: Series[str] = pa.Field(isin=ORIGINS, metadata=about("Airport of departure", "EWR"))

@@ -29,7 +29,9 @@ def refuse_leaks(columns: list[str], target: str, leaks: list[str]) -> None:
 
 def share(values: pd.DataFrame, seed: int) -> pd.Series:
     """Return a number in [0, 1) for each row, the same in every run and whatever rows stand beside it."""
-    return pd.util.hash_pandas_object(values.assign(seed=str(seed)), index=False) / 2**64
+    hashed = pd.util.hash_pandas_object(values.assign(seed=str(seed)), index=False)
+    # Hashed twice, since the draws of two seeds are not independent after once.
+    return pd.Series(pd.util.hash_array(hashed.to_numpy()) / 2**64, index=values.index)
 
 
 def in_holdout(rows: pd.DataFrame, params: Params, keys: list[str]) -> pd.Series:

@@ -39,6 +39,24 @@ def read_source(location: str) -> pd.DataFrame:
         ) from None
 
 
+class Sources(dict[str, str]):
+    """The sources of params.yaml by name; asking for another raises SourceError."""
+
+    def __missing__(self, name: str) -> str:
+        raise SourceError(f"data.sources in params.yaml names no {name!r}; it has {', '.join(self) or 'none'}")
+
+
+def read_output(path: Path) -> pd.DataFrame:
+    """Return what a stage wrote; raise SourceError where it is missing or damaged."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({str(error).splitlines()[0]})"
+        raise SourceError(f"{path} is {reason}: run make pipeline") from None
+
+
 def _archive_errors() -> tuple[type[Exception], ...]:
     import zipfile
     import zlib

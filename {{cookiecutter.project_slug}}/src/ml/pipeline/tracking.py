@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import platform
 import subprocess
 import tomllib
 import warnings
@@ -17,6 +18,7 @@ from typing import Any
 from ml.errors import TrackingError
 
 STORE = "sqlite:///mlflow.db"
+LOCK = Path("requirements/all.txt")
 
 
 def commit() -> dict[str, str]:
@@ -31,6 +33,16 @@ def commit() -> dict[str, str]:
         return {"git.commit": head, "git.dirty": str(dirty).lower()}
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def environment() -> dict[str, str]:
+    """Return what the run was made with: Python, platform, and the digest of the locked dependencies."""
+    lock = LOCK.read_bytes() if LOCK.exists() else b""
+    return {
+        "environment.python": platform.python_version(),
+        "environment.platform": platform.platform(),
+        "environment.lock": hashlib.sha256(lock).hexdigest(),
+    }
 
 
 def digests(model: bytes) -> dict[str, str]:
@@ -85,7 +97,7 @@ def log_training(
     with experiment() as mlflow:
         from mlflow.models import infer_signature
 
-        with mlflow.start_run(tags={"stage": "train", **digests(model), **commit()}):
+        with mlflow.start_run(tags={"stage": "train", **digests(model), **commit(), **environment()}):
             mlflow.log_params(params)
             mlflow.log_metrics({f"holdout.{key}": value for key, value in metrics.items()})
             mlflow.log_dict(importance, "importance.json")
@@ -117,6 +129,5 @@ def _trusted(pipeline: Any) -> list[str]:
 
 def _pinned() -> list[str]:
     wanted = ("scikit-learn==", "skops==", "numpy==", "pandas==", "mlflow==")
-    lock = Path("requirements/all.txt")
-    lines = lock.read_text().splitlines() if lock.exists() else []
+    lines = LOCK.read_text().splitlines() if LOCK.exists() else []
     return [line.rstrip(" \\") for line in lines if line.startswith(wanted)]

@@ -15,7 +15,7 @@ from ml.pipeline.contract import request_fields
 from ml.pipeline.estimators import pipeline as unfitted
 from ml.pipeline.features import inputs
 from ml.pipeline.params import METRICS, Params
-from ml.pipeline.tables import rounded, write_bytes
+from ml.pipeline.tables import read_output, rounded, write_bytes
 from ml.progress import steps
 
 MODEL = Path("models/model.onnx")
@@ -42,6 +42,15 @@ def refuse_one_class(truth: np.ndarray, name: str, task: str) -> None:
     """Raise UserError where a classifier would see a single class."""
     if task != "regression" and len(np.unique(truth)) < 2:
         raise UserError(f"every label of the {name} rows is {truth[0]}; a {task} task needs two classes or more")
+
+
+def fit(model: Pipeline, rows: pd.DataFrame, truth: np.ndarray) -> Pipeline:
+    """Fit and return the model; raise UserError with scikit-learn's reason where it refuses settings or data."""
+    try:
+        return model.fit(rows, truth)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{type(model[-1]).__name__} cannot be fitted: {reason}; see train in params.yaml") from None
 
 
 def contract(params: Params, model: Pipeline) -> dict[str, Any]:
@@ -78,15 +87,16 @@ def run(params: Params) -> None:
 
     Raises ExportError for a model that cannot be served as it was fitted, TrackingError when only the record failed.
     """
-    train, holdout = pd.read_parquet(split.TRAIN), pd.read_parquet(split.HOLDOUT)
+    train, holdout = read_output(split.TRAIN), read_output(split.HOLDOUT)
     truth, holdout_truth = target(train, params), target(holdout, params)
     refuse_one_class(truth, "train", params.task)
     refuse_one_class(holdout_truth, "holdout", params.task)
     settings = params.train
     model = unfitted(settings.estimator, params.task, settings.settings, settings.seed)
+    request_fields(schema.Request)  # refuses before the fit what the service could not check
     with steps("train", 5) as bar:
         export.refuse_known_wrong(model)
-        model.fit(inputs(train), truth)
+        fit(model, inputs(train), truth)
         bar.update()
         converted = export.convert(model, inputs(train.head(1)))
         bar.update()

@@ -16,14 +16,15 @@ import pandas as pd
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.tokens import CommentToken
 
 from ml.errors import UserError
 from ml.pipeline import export, metrics, split, tracking
 from ml.pipeline.estimators import pipeline
 from ml.pipeline.features import inputs
 from ml.pipeline.params import METRICS, PATH, Params
-from ml.pipeline.tables import rounded, write_bytes
-from ml.pipeline.train import contract, target
+from ml.pipeline.tables import read_output, rounded, write_bytes
+from ml.pipeline.train import contract, fit, target
 from ml.progress import steps
 
 STUDIES = "sqlite:///tune.db"
@@ -81,7 +82,14 @@ def cross_validated(
     rows: pd.DataFrame, truth: np.ndarray, parts: list[Fold], params: Params, name: str, settings: dict[str, Any]
 ) -> list[float]:
     """Return the objective's metric on each fold; at most `tune.rows` rows, drawn with the seed, are learned from."""
-    return [_judged(rows, truth, part, params, name, settings) for part in parts]
+    scores = [_judged(rows, truth, part, params, name, settings) for part in parts]
+    # Optuna would count the trial as failed, and the search would repeat it for ever.
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"{params.objective.metric} cannot be computed on every fold, since one holds a single class or row; "
+            "lower tune.folds or choose another objective.metric in params.yaml"
+        )
+    return scores
 
 
 def _judged(
@@ -91,7 +99,7 @@ def _judged(
     random = np.random.default_rng(params.train.seed)
     if len(learn) > params.tune.rows:
         learn = np.sort(random.choice(learn, params.tune.rows, replace=False))
-    model = pipeline(name, params.task, settings, params.train.seed).fit(rows.iloc[learn], truth[learn])
+    model = fit(pipeline(name, params.task, settings, params.train.seed), rows.iloc[learn], truth[learn])
     figures = metrics.of_task(
         params.task,
         truth[judge],
@@ -128,7 +136,8 @@ def upcoming(of: optuna.Study, total: int, timeout: float | None, seed: int) -> 
     """
     start = time.monotonic()
     while (done := len(finished(of))) < total and (timeout is None or time.monotonic() - start < timeout):
-        of.sampler = optuna.samplers.TPESampler(seed=seed + done)
+        # The liar would count the trial that an interrupt left running.
+        of.sampler = optuna.samplers.TPESampler(seed=seed + done, constant_liar=False)
         yield of.ask()
 
 
@@ -139,8 +148,11 @@ def write_winner(name: str, settings: dict[str, Any], path: Path = PATH) -> None
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(path.read_text(encoding="utf-8"))
-    document["train"]["estimator"] = name
-    document["train"]["settings"] = _replaced(document["train"].get("settings"), settings)
+    train = document["train"]
+    train["estimator"] = name
+    if "settings" not in train:
+        train.insert(list(train).index("estimator") + 1, "settings", None)
+    train["settings"] = _replaced(train["settings"], settings)
     dumped = io.StringIO()
     yaml.dump(document, dumped)
     write_bytes(_spliced(path.read_text(encoding="utf-8"), dumped.getvalue()).encode(), path)
@@ -161,26 +173,29 @@ def _around_train(text: str) -> tuple[list[str], list[str], list[str]]:
 
 
 def _replaced(old: CommentedMap | None, settings: dict[str, Any]) -> CommentedMap:
-    # ruamel.yaml hangs the blank lines and comments below a mapping on its last key.
-    below = old.ca.items.get(list(old)[-1]) if old else None
     new = CommentedMap(settings)
-    for key in settings:
-        if old and key in old.ca.items and old.ca.items[key] is not below:
-            new.ca.items[key] = old.ca.items[key]
-    if below and below[2] is not None:
-        own, newline, rest = below[2].value.partition("\n")
-        kept = own if list(settings)[-1] == list(old)[-1] else ""
-        below[2].value = kept + newline + rest
-        new.ca.items[list(settings)[-1]] = below
+    if not old:
+        return new
+    new.ca.items.update({key: old.ca.items[key] for key in settings if key in old.ca.items})
+    was, end = list(old)[-1], list(settings)[-1]
+    below = old.ca.items.get(was)
+    if was == end or not below or below[2] is None:
+        return new
+    # ruamel.yaml hangs the blank lines and comments below a mapping on its last key.
+    own, newline, rest = below[2].value.partition("\n")
+    mark = below[2].start_mark
+    kept = old.ca.items[end][2] if end in old.ca.items else None
+    tail = CommentToken((kept.value.rstrip("\n") if kept else "") + newline + rest, kept.start_mark if kept else mark)
+    if was in settings:
+        new.ca.items[was] = [None, None, CommentToken(f"{own}\n", mark) if own.strip() else None, None]
+    new.ca.items[end] = [None, None, tail, None]
     return new
 
 
 def run(params: Params, *, trials: int | None = None, timeout: float | None = None) -> None:
     """Search, record each trial in MLflow below one run, and write the best to params.yaml if it beats the present."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if not split.TRAIN.exists():
-        raise UserError(f"{split.TRAIN} is missing: run make pipeline")
-    train = pd.read_parquet(split.TRAIN)
+    train = read_output(split.TRAIN)
     rows, truth = inputs(train), target(train, params)
     parts = folds(train, params, _keys())
     total = trials or params.tune.trials

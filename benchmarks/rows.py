@@ -1,0 +1,309 @@
+"""The rows of docs/benchmarks.md: one method each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.measure import RSS_UNIT, CommandFailedError, Cost, Found, cost, interleaved, middle, ratio
+from tests.conftest import ROOT, Bake, clean_environment
+
+PROBE = Path(__file__).with_name("probe.py")
+THEIRS = ("DVC_SITE_CACHE_DIR", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS", "PYTHONHASHSEED", "PYTHONPATH")
+SHELLS = ({"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}, {"PYTHONHASHSEED": "2", "OMP_NUM_THREADS": "2"})
+STAGES = [*(f"ingest 2013-{month:02}" for month in range(1, 11)), "split", "train", "evaluate"]
+GB = 1e9
+TARGETS = {
+    "bake": "under 1 s of processor time beyond `cookiecutter --version`",
+    "month": "the twelfth month at most 0.2 of the period stages of all twelve",
+    "overhead": "cold `dvc repro` of ten months at most 6 × the same functions in one process",
+    "unchanged": "`dvc repro` with nothing to do at most 1.5 × `dvc status`",
+    "caches": "`data/` and `models/` deleted: `dvc repro` restores them without running `train`",
+    "determinism": "two folders, other hash seeds, 1 and 2 threads: the same `dvc.lock`, byte for byte",
+    "memory": "peak of any stage under 1.5 GB",
+    "cli": "`ml --help` at most 0.2 s over a bare Python start",
+}
+
+
+class Round(NamedTuple):
+    """A cold pipeline and the same functions in one process, in the same folder and shell, and what each said."""
+
+    cold: Cost
+    stages: list[dict]
+    single: Cost
+    whole: dict
+    lock: bytes
+
+
+class Bench:
+    """Two projects, baked and set up once, and what is measured in them."""
+
+    def __init__(self, scratch: Path, repeats: int) -> None:
+        self.scratch, self.repeats = scratch, repeats
+        self.template = Bake(ROOT, scratch)
+
+    @cached_property
+    def a(self) -> Path:
+        return self.prepared("a")
+
+    @cached_property
+    def b(self) -> Path:
+        return self.prepared("b")
+
+    @cached_property
+    def baked(self) -> Path:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return self.template.into(self.scratch / "once", project_slug="bench", python_version=version)
+
+    def prepared(self, name: str) -> Path:
+        """Return a project that is committed and has run once, so that its environment has its bytecode."""
+        project = shutil.copytree(self.baked, self.scratch / name / "bench")
+        cost(["make", "setup"], project, clean_environment())
+        who = ("-c", "user.name=Bench", "-c", "user.email=bench@example.com")
+        self.run(project, "git", "add", "--all")
+        self.run(project, "git", *who, "commit", "--quiet", "--no-verify", "--message", "Bake")
+        self.first = self.run(project, "python", PROBE, *STAGES)
+        self.run(project, "dvc", "status")
+        return project
+
+    def cookiecutter(self, *arguments: str | Path) -> Cost:
+        """Run cookiecutter with this interpreter."""
+        return cost([sys.executable, "-m", "cookiecutter", *arguments], self.scratch, clean_environment())
+
+    def run(self, project: Path, *command: str | Path, **more: str) -> Cost:
+        """Run in the project as its Makefile does; what DVC remembers of the machine stays in the project too."""
+        environment = {name: value for name, value in clean_environment().items() if name not in THEIRS}
+        environment |= {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment["DVC_SITE_CACHE_DIR"] = str(project / ".dvc/tmp/site")
+        environment["PATH"] = os.pathsep.join([str(project / ".venv/bin"), environment["PATH"]])
+        # The environment's own program, whatever a caller's PATH would find first.
+        own = project / ".venv/bin" / command[0]
+        return cost([own if own.exists() else command[0], *command[1:]], project, environment | more)
+
+    def fresh(self, project: Path) -> None:
+        """Make the project what `git clone` would give, but for its environment."""
+        self.run(project, "git", "reset", "--quiet", "--hard")
+        self.run(project, "git", "clean", "-qfdx", "--exclude", ".venv")
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """Cold pipelines and single processes in turn, in two folders and two shells."""
+        found = []
+        for index in range(self.repeats):
+            project, shell = (self.a, self.b)[index % 2], SHELLS[index % 2]
+            self.fresh(project)
+            single = self.probed(project, "single", "python", PROBE, *STAGES, **shell | {"PYTHONHASHSEED": "0"})
+            self.fresh(project)
+            cold = self.probed(project, "cold", "dvc", "repro", **shell)
+            found.append(Round(*cold, single[0], single[1][0], (project / "dvc.lock").read_bytes()))
+        return found
+
+    def probed(self, project: Path, name: str, *command: str | Path, **more: str) -> tuple[Cost, list[dict]]:
+        """Run with an `ml` that also says what it took, and return what each process said."""
+        shim, log = self.scratch / name / "ml", self.scratch / name / "log"
+        shim.parent.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+        python = project / ".venv/bin/python"
+        shim.write_text(f'#!/bin/sh\nexec "{python}" "{PROBE}" "$*"\n')
+        shim.chmod(0o755)
+        path = os.pathsep.join([str(shim.parent), clean_environment()["PATH"]])
+        found = self.run(project, *command, PATH=path, PROBE_LOG=str(log), **more)
+        return found, [json.loads(line) for line in log.read_text().splitlines()]
+
+    @cached_property
+    def done(self) -> Path:
+        """A project whose pipeline has run."""
+        project = self.b
+        self.run(project, "git", "reset", "--quiet", "--hard")
+        self.run(project, "ml", "prune")
+        self.run(project, "dvc", "repro")
+        return project
+
+    def bake(self) -> Found:
+        """Bake against `cookiecutter --version`."""
+        folders = iter(range(5))
+        words = (ROOT, "--no-input", "--config-file", self.template.config, "--output-dir")
+        bakes, starts = interleaved(
+            lambda: self.cookiecutter(*words, self.scratch / f"bake-{next(folders)}"),
+            lambda: self.cookiecutter("--version"),
+            5,
+        )
+        more = middle(bakes, "cpu") - middle(starts, "cpu")
+        return Found(
+            f"{more:.2f} s",
+            more < 1,
+            "median of 5, in turn; processor time of the process and its children",
+            f"`cookiecutter --version` alone takes {middle(starts, 'cpu'):.2f} s.",
+        )
+
+    def month(self) -> Found:
+        """Add the twelfth month to eleven, against all twelve."""
+        whole, growing = self.a, self.b
+        self.fresh(growing)
+        set_months(growing, 11)
+        self.run(growing, "dvc", "repro", "ingest")
+        lock = (growing / "dvc.lock").read_bytes()
+
+        def one() -> Cost:
+            set_months(growing, 12)
+            found = self.run(growing, "dvc", "repro", "ingest")
+            if ran(found) != ["ingest@2013-12"]:
+                raise CommandFailedError(f"adding a month ran {', '.join(ran(found)) or 'nothing'}")
+            forget(growing, "2013-12", lock)
+            return found
+
+        def twelve() -> Cost:
+            self.fresh(whole)
+            set_months(whole, 12)
+            return self.run(whole, "dvc", "repro", "ingest")
+
+        ones, twelves = interleaved(one, twelve, self.repeats)
+        self.fresh(growing)
+        cpu, wall = ratio(ones, twelves, "cpu"), ratio(ones, twelves, "wall")
+        return Found(
+            f"{max(cpu, wall):.2f}",
+            max(cpu, wall) <= 0.2,
+            f"`dvc repro ingest` after eleven months against cold with twelve; {self.repeats} pairs in turn, "
+            "the larger of processor and wall time",
+            f"Processor time: {middle(ones, 'cpu'):.1f} s of {middle(twelves, 'cpu'):.1f} s ({cpu:.2f}); wall time: "
+            f"{middle(ones, 'wall'):.1f} s of {middle(twelves, 'wall'):.1f} s ({wall:.2f}). Even without DVC the share "
+            "would be 0.08; the start of DVC and its look at the eleven others are the rest.",
+        )
+
+    def unchanged(self) -> Found:
+        """Run a finished pipeline again, against `dvc status`."""
+        project = self.done
+        repros, statuses = interleaved(
+            lambda: self.run(project, "dvc", "repro"), lambda: self.run(project, "dvc", "status"), 7
+        )
+        found = ratio(repros, statuses, "wall")
+        prune = self.run(project, "ml", "prune")
+        return Found(
+            f"{found:.2f} ×",
+            found <= 1.5 and not any(ran(repro) for repro in repros),
+            "median of 7 ratios of wall time, in turn",
+            f"`dvc repro` {middle(repros, 'wall'):.1f} s, `dvc status` {middle(statuses, 'wall'):.1f} s. "
+            f"`make pipeline` runs `ml prune` before it: another {prune.wall:.1f} s.",
+        )
+
+    def overhead(self) -> Found:
+        """Compare the cold pipeline with one process, and say where the rest goes."""
+        colds, singles = [found.cold for found in self.rounds], [found.single for found in self.rounds]
+        found = ratio(colds, singles, "wall")
+        return Found(
+            f"{found:.1f} ×",
+            found <= 6,
+            f"median of {self.repeats} ratios of wall time, in turn, each from what `git clone` gives: no cache, "
+            "no run-cache, no MLflow store",
+            f"Wall time {middle(colds, 'wall'):.0f} s against {middle(singles, 'wall'):.0f} s, processor time "
+            f"{middle(colds, 'cpu'):.0f} s against {middle(singles, 'cpu'):.0f} s "
+            f"({ratio(colds, singles, 'cpu'):.1f} ×). {self._where()}",
+        )
+
+    def _where(self) -> str:
+        cold, stages, single, whole, _ = self.rounds[0]
+        in_stages = sum(stage["cpu"] for stage in stages)
+        work = sum(sum(stage["work"].values()) for stage in stages)
+        one = sum(whole["work"].values())
+        dvc = self.run(self.a, "dvc", "stage", "list").cpu
+        functions = ", ".join(f"{verb} {seconds:.1f} s" for verb, seconds in whole["work"].items())
+        return (
+            f"Where the processor time of the first cold run, with one thread, goes ({cold.cpu:.1f} s): "
+            f"the functions {work:.1f} s (in one process {one:.1f} s: {functions}); {len(stages)} interpreters and "
+            f"their imports {in_stages - work:.1f} s (in one process {single.cpu - one:.1f} s); DVC "
+            f"{cold.cpu - in_stages:.1f} s, of which {dvc:.1f} s is its start and reading `dvc.yaml`, and the rest is "
+            "hashing, locking, the state database and a shell for each stage. The first run after `make setup` also "
+            f"compiles bytecode, once: {self.first.cpu - single.cpu:.0f} s more."
+        )
+
+    def caches(self) -> Found:
+        """Delete data and models, then the lock too, and see what runs."""
+        cold = middle([found.cold for found in self.rounds], "wall")
+        project = self.done
+        model, lock = (project / "models/model.onnx").read_bytes(), (project / "dvc.lock").read_bytes()
+        restored = []
+        for names in (("data", "models"), ("data", "models", "dvc.lock")):
+            for name in names:
+                path = project / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            restored.append(self.run(project, "dvc", "repro"))
+        again, later = (ran(found) for found in restored)
+        same = (project / "models/model.onnx").read_bytes() == model and (project / "dvc.lock").read_bytes() == lock
+        return Found(
+            (f"ran {', '.join(again)}" if again else "no stage ran") if same else "restored other bytes",
+            "train" not in again and same,
+            "the stages that DVC says it runs; model and lock compared byte for byte",
+            f"Restoring takes {restored[0].wall:.1f} s against {cold:.0f} s cold; with `dvc.lock` deleted too it "
+            f"takes {restored[1].wall:.1f} s and runs {', '.join(later) or 'nothing'}.",
+        )
+
+    def determinism(self) -> Found:
+        """Compare the locks of all cold runs."""
+        locks = {found.lock for found in self.rounds}
+        enough = len(self.rounds) > 1
+        return Found(
+            ("the same" if len(locks) == 1 else f"{len(locks)} different locks") if enough else "one run only",
+            enough and len(locks) == 1,
+            f"the locks of the {len(self.rounds)} cold runs above, in two folders in turn: `PYTHONHASHSEED=1 "
+            "OMP_NUM_THREADS=1` and `PYTHONHASHSEED=2 OMP_NUM_THREADS=2`",
+        )
+
+    def memory(self) -> Found:
+        """Find the largest stage."""
+        peaks: dict[str, int] = {}
+        for stage in (stage for found in self.rounds for stage in found.stages):
+            (verb,) = stage["work"]
+            peaks[verb] = max(stage["rss"] * RSS_UNIT, peaks.get(verb, 0))
+        largest = max(peaks.values())
+        return Found(
+            f"{largest / GB:.2f} GB",
+            largest < 1.5 * GB,
+            "largest resident set of each stage in the cold runs above",
+            ", ".join(f"`{verb}` {peak / GB:.2f} GB" for verb, peak in peaks.items()) + ".",
+        )
+
+    def cli(self) -> Found:
+        """Start `ml --help` and a bare Python."""
+        project = self.a
+        helps, bares = interleaved(
+            lambda: self.run(project, "ml", "--help"), lambda: self.run(project, "python", "-c", "pass"), 11
+        )
+        more = middle(helps, "wall") - middle(bares, "wall")
+        return Found(
+            f"{more:.2f} s",
+            more <= 0.2,
+            "difference of the medians of 11 wall times, in turn",
+            f"A bare start takes {middle(bares, 'wall'):.2f} s.",
+        )
+
+
+def set_months(project: Path, count: int) -> None:
+    """List the first `count` months of 2013 in params.yaml."""
+    params = project / "params.yaml"
+    listed = "".join(f"    - 2013-{month:02}\n" for month in range(1, count + 1))
+    text, changed = re.subn(r"(?m)^(  periods:.*\n)(    - .*\n)+", rf"\g<1>{listed}", params.read_text())
+    if changed != 1:
+        raise CommandFailedError("params.yaml has no list data.periods")
+    params.write_text(text)
+
+
+def forget(project: Path, period: str, lock: bytes) -> None:
+    """Take every trace of a period from the project: file, cached copy, run-cache, lock."""
+    path = project / "data/ingest" / f"{period}.parquet"
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    path.unlink()
+    (project / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink()
+    shutil.rmtree(project / ".dvc/cache/runs")
+    (project / "dvc.lock").write_bytes(lock)
+
+
+def ran(repro: Cost) -> list[str]:
+    """Return the stages that `dvc repro` ran."""
+    return re.findall(r"Running stage '([^']+)'", repro.printed)

