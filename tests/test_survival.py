@@ -39,7 +39,7 @@ BROKEN_SETTINGS = {
     "typo": ("  floor: 0.12", "  flor: 0.12", ["objective.flor", "did you mean floor?"]),
     "typo in a section": ("evaluate:", "evalute:", ["evalute", "did you mean evaluate?"]),
     "word for a number": ("  trials: 3", "  trials: many", ["tune.trials", "'many'", "integer"]),
-    "number for a word": ("  target: late", "  target: 1", ["data.target", "string"]),
+    "number for a word": ("  target: late", "  target: 1", ["data.target", "must be text"]),
     "missing section": ("task: binary", "", ["task is missing"]),
     "section without content": ("objective:", "objective: 3\nother:", ["objective = 3"]),
     "broken YAML": ("  periods:", "  periods: [", ["params.yaml, line", "YAML"]),
@@ -186,7 +186,7 @@ def test_bad_month_stops_the_pipeline_and_the_good_one_brings_everything_back(sm
     copy.change("max: 40001", "max: 40000")
     (copy / FLIGHTS).write_bytes(good)
     assert not {"train", f"ingest@{PERIOD}"} & set(ran(copy.done("make", "pipeline")))
-    (copy / REPORT).unlink()
+    assert not (copy / REPORT).exists()
     (copy / "reports/contract").rmdir()
     assert_as_before(copy, small)
 
@@ -326,15 +326,17 @@ def assert_goes_on(project: Project, name: str, small: Project) -> None:
     assert_as_before(project, small)
 
 
-@pytest.mark.parametrize("whom", ["group", "child"])
 @pytest.mark.parametrize(
-    ("stage", "file"), [("ingest", 1), ("split", 1), ("split", 3), ("train", 1), ("evaluate", 1), ("evaluate", 6)]
+    ("stage", "file", "whom"),
+    [
+        *((stage, 1, whom) for stage in STAGES for whom in ("group", "child")),
+        ("split", 3, "group"),
+        ("evaluate", 6, "group"),
+    ],
 )
 def test_kill_in_the_middle_of_a_file_leaves_nothing_half_written(
     stage: str, file: int, whom: str, small: Project, copy: Project, tmp_path: Path
 ) -> None:
-    if whom == "child" and file > 1:
-        pytest.skip("what the group's kill shows")
     (tmp_path / "sitecustomize.py").write_text(KILLER)
     name = forget(copy, stage)
 

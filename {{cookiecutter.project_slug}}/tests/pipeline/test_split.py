@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from example import KEYS
 
 from ml.errors import UserError
 from ml.pipeline import periods, split
 from ml.pipeline.tables import write_parquet
 
-KEYS = ["time_hour", "carrier", "flight"]
 RANDOM = {"split.by": "random", "split.holdout": 0.3}
-GROUP = {"split.by": "group", "split.holdout": 0.3, "split.group": "dest"}
+GROUP = {"split.by": "group", "split.holdout": 0.3, "split.group": "machine"}
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame
     """Write five periods of which the last row of each has no label, and return their rows."""
     monkeypatch.chdir(tmp_path)
     last = ~rows["period"].duplicated(keep="last")
-    found = rows.assign(late=rows["late"].mask(last)).drop(columns=["band", "hours"])
+    found = rows.assign(failed=rows["failed"].mask(last))
     for period, frame in found.groupby("period"):
         write_parquet(frame.drop(columns="period"), periods.path(str(period)))
     return found
@@ -47,7 +47,7 @@ def test_by_time_the_newest_periods_are_the_holdout(ingested: pd.DataFrame, chos
     listed = sorted(ingested["period"].unique())
     assert sorted(train["period"].unique()) == listed[:-newest]
     assert sorted(holdout["period"].unique()) == listed[-newest:]
-    assert train["time_hour"].max() <= holdout["time_hour"].min()
+    assert train["started"].max() <= holdout["started"].min()
 
 
 @pytest.mark.parametrize("changes", [{}, RANDOM, GROUP], ids=["time", "random", "group"])
@@ -55,7 +55,7 @@ def test_every_labelled_row_is_on_one_side_and_no_other_row(ingested: pd.DataFra
     split.run(chosen(changes))
 
     train, holdout = sides()
-    labelled = ingested[ingested["late"].notna()]
+    labelled = ingested[ingested["failed"].notna()]
     assert len(train) + len(holdout) == len(labelled) == 2995
     assert keys(train) | keys(holdout) == keys(labelled)
     assert keys(train) & keys(holdout) == set()
@@ -65,9 +65,9 @@ def test_by_group_no_group_is_on_both_sides(ingested: pd.DataFrame, chosen) -> N
     split.run(chosen(GROUP))
 
     train, holdout = sides()
-    assert set(train["dest"]) & set(holdout["dest"]) == set()
-    assert set(train["dest"]) | set(holdout["dest"]) == set(ingested["dest"])
-    assert len(set(holdout["dest"])) > 10
+    assert set(train["machine"]) & set(holdout["machine"]) == set()
+    assert set(train["machine"]) | set(holdout["machine"]) == set(ingested["machine"])
+    assert len(set(holdout["machine"])) > 10
 
 
 def test_at_random_the_share_is_the_one_asked_for(ingested: pd.DataFrame, chosen) -> None:
@@ -75,7 +75,7 @@ def test_at_random_the_share_is_the_one_asked_for(ingested: pd.DataFrame, chosen
 
     train, holdout = sides()
     assert 0.27 < len(holdout) / (len(train) + len(holdout)) < 0.33
-    assert abs(holdout["late"].mean() - train["late"].mean()) < 0.06
+    assert abs(holdout["failed"].mean() - train["failed"].mean()) < 0.06
 
 
 def test_at_random_a_row_keeps_its_side_when_rows_are_added_or_reordered(ingested: pd.DataFrame, chosen) -> None:
@@ -110,11 +110,11 @@ def test_the_report_counts_rows_labels_and_rows_without_label(ingested: pd.DataF
     split.run(chosen())
 
     report = json.loads(split.REPORT.read_text())
-    held = ingested[(ingested["period"] == "2013-05") & ingested["late"].notna()]
+    held = ingested[(ingested["period"] == "2013-05") & ingested["failed"].notna()]
     assert report["holdout"] == {
         "rows": 599,
         "periods": ["2013-05"],
-        "target_mean": round(held["late"].astype(float).mean(), 6),
+        "target_mean": round(held["failed"].astype(float).mean(), 6),
     }
     assert report["train"]["rows"] == 2396
     assert report["without_label"] == {f"2013-0{month}": 1 for month in range(1, 6)}
@@ -123,8 +123,8 @@ def test_the_report_counts_rows_labels_and_rows_without_label(ingested: pd.DataF
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        pytest.param({"split.leaks": ["dep_delay", "distance", "seats"]}, "distance, seats", id="leaks"),
-        pytest.param({"data.target": "wind_speed"}, "wind_speed", id="target"),
+        pytest.param({"split.leaks": ["repair_minutes", "length", "age"]}, "length, age", id="leaks"),
+        pytest.param({"data.target": "load"}, "load", id="target"),
     ],
 )
 def test_a_column_known_only_after_the_event_is_refused_by_name(ingested, chosen, changes, named: str) -> None:
@@ -162,10 +162,8 @@ def test_a_key_on_both_sides_is_refused_with_the_key(ingested: pd.DataFrame, cho
     newest = pd.concat([ingested[ingested["period"] == "2013-05"], old])
     write_parquet(newest.drop(columns="period"), periods.path("2013-05"))
 
-    with pytest.raises(
-        UserError, match=r"^2 keys stand in train and in holdout \(first: time_hour=2013-01-01"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^2 keys stand in train and in holdout \(first: started=2013-01-01") as caught:
         split.run(chosen())
 
-    assert f"flight={old['flight'].iloc[0]}" in str(caught.value)
+    assert f"job={old['job'].iloc[0]}" in str(caught.value)
     assert not split.TRAIN.exists()

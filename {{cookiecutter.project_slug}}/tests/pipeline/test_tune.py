@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
+import example
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from example import KEYS
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
@@ -16,8 +17,6 @@ from ml.errors import UserError
 from ml.pipeline import params as settings_file
 from ml.pipeline import split, tune
 
-DEFAULT = Path(__file__).parents[2] / "params.yaml"
-KEYS = ["time_hour", "carrier", "flight"]
 SEARCH = {"tune.estimators": ["linear", "boosting"], "tune.folds": 2, "tune.rows": 500}
 
 
@@ -40,7 +39,7 @@ def test_by_time_a_fold_learns_only_from_periods_before_the_one_it_is_judged_on(
         assert len(newest) == 1
         assert before.max() < newest[0]
         assert set(before) == {period for period in shuffled["period"] if period < newest[0]}
-        assert shuffled["time_hour"].iloc[learn].max() <= shuffled["time_hour"].iloc[judge].min()
+        assert shuffled["started"].iloc[learn].max() <= shuffled["started"].iloc[judge].min()
     assert judged == ["2013-02", "2013-03", "2013-04"][-count:]
 
 
@@ -48,7 +47,7 @@ def test_by_time_a_fold_learns_only_from_periods_before_the_one_it_is_judged_on(
 def test_otherwise_each_row_or_group_is_judged_once_by_a_model_that_did_not_see_it(
     learned: pd.DataFrame, settings, by: str
 ) -> None:
-    chosen = settings({"split.by": by, "split.holdout": 0.2, "split.group": "dest", "tune.folds": 3})
+    chosen = settings({"split.by": by, "split.holdout": 0.2, "split.group": "machine", "tune.folds": 3})
 
     parts = tune.folds(learned, chosen, KEYS)
 
@@ -57,7 +56,7 @@ def test_otherwise_each_row_or_group_is_judged_once_by_a_model_that_did_not_see_
         assert set(learn) & set(judge) == set()
         assert len(learn) + len(judge) == len(learned)
         if by == "group":
-            assert set(learned["dest"].iloc[learn]) & set(learned["dest"].iloc[judge]) == set()
+            assert set(learned["machine"].iloc[learn]) & set(learned["machine"].iloc[judge]) == set()
 
 
 def test_more_folds_than_periods_are_refused(learned: pd.DataFrame, settings) -> None:
@@ -91,7 +90,7 @@ def test_a_fold_learns_from_no_more_rows_than_allowed_and_never_from_the_judged_
     learned = rows[rows["period"] != "2013-05"]
     parts = tune.folds(learned, chosen, KEYS)
 
-    tune.cross_validated(learned, learned["late"].to_numpy(dtype=int), parts, chosen, "linear", {})
+    tune.cross_validated(learned, learned["failed"].to_numpy(dtype=int), parts, chosen, "linear", {})
 
     assert fitted == [{"2013-01", "2013-02"}, {"2013-01", "2013-02", "2013-03"}]
 
@@ -133,7 +132,7 @@ def test_a_search_that_was_interrupted_and_resumed_ends_as_one_that_was_not(
     assert trials() == wanted
     assert len({str(params) for params, _ in wanted}) == 13
     assert Path("params.yaml").read_bytes() == written
-    assert written != DEFAULT.read_bytes()
+    assert written.decode() != example.PARAMS
     assert len(calls) == 1 + 13 + 2
 
 
@@ -147,7 +146,7 @@ def test_a_search_records_each_trial_below_one_run_and_writes_the_best(
     tune.run(chosen, trials=3)
 
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("flights").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("workshop").experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
@@ -190,7 +189,7 @@ def test_a_metric_that_a_fold_cannot_have_ends_the_search_with_one_line(
     project: Path, settings, small, rows: pd.DataFrame
 ) -> None:
     punctual = rows[rows["period"] != "2013-05"].copy()
-    punctual.loc[punctual["period"] == "2013-04", "late"] = 0
+    punctual.loc[punctual["period"] == "2013-04", "failed"] = 0
     punctual.to_parquet(split.TRAIN)
 
     with pytest.raises(UserError, match=r"^roc_auc cannot be computed on every fold"):
@@ -252,7 +251,7 @@ def outside(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        pytest.param(DEFAULT.read_text(), ["estimator: boosting # linear, forest, "], id="as shipped"),
+        pytest.param(example.PARAMS, ["estimator: boosting # linear, forest, "], id="as shipped"),
         pytest.param(
             LAST,
             ["  # why boosting\n  estimator: boosting # family\n", "    learning_rate: 0.05 # per tree\n", "# trees\n"],
@@ -287,12 +286,13 @@ def test_the_winner_is_written_and_nothing_else_is_changed(
     assert path.read_text() == after
 
 
-def test_the_shipped_file_differs_in_the_winner_alone(tmp_path: Path) -> None:
-    path = Path(shutil.copy(DEFAULT, tmp_path / "params.yaml"))
+def test_the_file_differs_in_the_winner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(example.PARAMS)
 
     tune.write_winner("forest", {"n_estimators": 60, "max_features": 0.5}, path)
 
-    old, new = DEFAULT.read_text().splitlines(), path.read_text().splitlines()
+    old, new = example.PARAMS.splitlines(), path.read_text().splitlines()
     begin = old.index("  settings:") + 1
     # The comment keeps its column.
     assert [re.sub(" +#", " #", line) for line in new] == [

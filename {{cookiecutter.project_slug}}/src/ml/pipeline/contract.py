@@ -37,6 +37,12 @@ BUILT_IN = {
     "str_endswith",
     "str_length",
 }
+WORDS = {
+    "column_in_dataframe": "a column is missing",
+    "column_in_schema": "a column is not in the schema",
+    "not_nullable": "values are missing",
+    "field_uniqueness": "values are not unique",
+}
 REQUEST_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 
 
@@ -52,8 +58,11 @@ class Breach:
 
     def sentence(self) -> str:
         what = f"{self.table}.{self.column}" if self.column else self.table
+        rule = f"{what}: {textwrap.shorten(self.check, 80, placeholder=' …')}"
+        if not self.column and not self.first:
+            return rule
         seen = f", first {self.first[0]['value']!r}" if self.first and "value" in self.first[0] else ""
-        return f"{what}: {textwrap.shorten(self.check, 80, placeholder=' …')} ({self.rows} rows{seen})"
+        return f"{rule} ({self.rows} rows{seen})"
 
 
 def breaches(model: type[pa.DataFrameModel], frame: pd.DataFrame) -> list[Breach]:
@@ -69,20 +78,26 @@ def breaches(model: type[pa.DataFrameModel], frame: pd.DataFrame) -> list[Breach
         model.validate(frame, lazy=True)
         found = []
     except pandera.errors.SchemaErrors as error:
-        groups = error.failure_cases.groupby(["column", "check"], sort=False, dropna=False)
+        cases = error.failure_cases
+        # Pandera lists rows that share their keys once a key.
+        shared = cases["check"] == "multiple_fields_uniqueness"
+        cases.loc[shared, "column"] = table
+        cases.loc[shared, "check"] = f"rows share {', '.join(schema.unique or [])}"
+        groups = cases.groupby(["column", "check"], sort=False, dropna=False)
         found = [_breach(table, str(column), str(check), cases, frame) for (column, check), cases in groups]
-        # A missing or renamed column comes first: it is often why the keys are not unique.
-        found.sort(key=lambda breach: bool(breach.column))
+        # A missing column and a wrong value come first: either is often why rows share their keys.
+        found.sort(key=lambda breach: (breach.check.startswith("rows share"), bool(breach.column)))
     return found + list(_null_shares(model, frame))
 
 
 def _breach(table: str, column: str, check: str, cases: pd.DataFrame, frame: pd.DataFrame) -> Breach:
     # Pandera names the schema where a rule is about the whole frame and gives the column as the failing case.
-    column = "" if column == table else column
+    column, check = "" if column == table else column, _worded(check)
     indexed = cases.dropna(subset=["index"])
     if indexed.empty:
         value = cases["failure_case"].iloc[0]
-        return Breach(table, column, f"{check}: {value}", len(frame), [])
+        joined = f"{check} {value}" if check.endswith(" is") else f"{check}: {value}"
+        return Breach(table, column, joined, len(frame), [])
     unique = indexed.drop_duplicates("index")
     rows = frame.loc[unique["index"].iloc[:SHOWN]].astype(object)
     values = unique["failure_case"].iloc[:SHOWN] if column else [None] * len(rows)
@@ -91,6 +106,11 @@ def _breach(table: str, column: str, check: str, cases: pd.DataFrame, frame: pd.
         for value, row in zip(values, rows.to_dict("records"), strict=True)
     ]
     return Breach(table, column, check, len(unique), first)
+
+
+def _worded(check: str) -> str:
+    kind = re.fullmatch(r"dtype\('(.+)'\)", check)
+    return f"type must be {kind[1]}, is" if kind else WORDS.get(check, check)
 
 
 def _plain(value: Any) -> Any:

@@ -65,7 +65,11 @@ def estimator(name: str, task: str, settings: dict[str, Any], seed: int) -> Base
     if unknown is not None:
         raise ParamsError(f"train.settings.{unknown} is not a setting of {attribute}; it has {', '.join(known)}")
     seeded = {"random_state": seed} if "random_state" in known else {}
-    found = kind(**{**DEFAULTS.get(family(name), {}), **seeded, **settings})
+    defaults = {key: value for key, value in DEFAULTS.get(family(name), {}).items() if key in known}
+    try:
+        found = kind(**{**defaults, **seeded, **settings})
+    except TypeError as error:
+        raise ParamsError(f"train.estimator = {name!r} cannot be made from train.settings: {error}") from None
     if not (is_regressor(found) if task == "regression" else hasattr(found, "predict_proba")):
         needed = "a regressor" if task == "regression" else "a classifier with predict_proba"
         raise ParamsError(f"train.estimator = {name!r} is not {needed}, which a {task} task needs; choose another")

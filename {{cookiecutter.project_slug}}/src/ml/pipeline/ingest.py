@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
+from ml.errors import UserError
 from ml.pipeline import contract, schema
 from ml.pipeline.tables import read_source
 
@@ -26,6 +29,8 @@ def in_month(flights: pd.DataFrame, period: str) -> pd.DataFrame:
     """Return the flights that were scheduled to leave in a month such as 2013-01, local time."""
     if not {"year", "month"} <= set(flights.columns):
         return flights  # for the contract to name what is missing
+    if not re.fullmatch(r"\d{4}-\d{2}", period):
+        raise UserError(f"{period} is not a month such as 2013-01: correct data.periods in params.yaml")
     year, month = (int(part) for part in period.split("-"))
     return flights[(flights["year"] == year) & (flights["month"] == month)]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
 
+from ml.errors import UserError
 from ml.pipeline.params import Costs
 
 
@@ -67,6 +68,8 @@ def binary(truth: np.ndarray, score: np.ndarray, at: float, costs: Costs, bins: 
 
 def multiclass(truth: np.ndarray, score: np.ndarray, classes: list[str], bins: int) -> dict[str, float]:
     """Return the metrics of probabilities (n, classes); `log_loss_skill` is 1 - log loss / that of the base rates."""
+    if strange := sorted(set(truth) - set(classes)):
+        raise UserError(f"the class {strange[0]} is judged but was not learned; list more data.periods or drop it")
     score = score / score.sum(axis=1, keepdims=True)
     one_hot = truth[:, None] == np.array(classes)[None, :]
     label = np.array(classes)[score.argmax(axis=1)]

@@ -76,6 +76,12 @@ class Rows(Section):
     min: int = Field(ge=1)
     max: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _agree(self) -> Rows:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
 
 class Data(Section):
     target: str
@@ -171,11 +177,12 @@ def read(path: Path = PATH) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise ParamsError(f"{path}: " + "; ".join(_sentence(e) for e in error.errors()[:5])) from None
+        raise ParamsError(f"{path}: " + "; ".join(dict.fromkeys(_sentence(e) for e in error.errors()[:5]))) from None
 
 
 def _sentence(error: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    # Pydantic ends the place of a union with the type that it tried.
+    where = ".".join(str(part) for part in error["loc"] if part not in ("int", "float"))
     value = repr(error["input"])[:60]
     match error["type"]:
         case "extra_forbidden":

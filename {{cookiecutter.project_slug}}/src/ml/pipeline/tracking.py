@@ -6,11 +6,12 @@ import hashlib
 import logging
 import os
 import platform
+import sqlite3
 import subprocess
 import tomllib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,6 +61,9 @@ def experiment() -> Iterator[ModuleType]:
     Raises TrackingError with one line when the store cannot be reached or written.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # MLflow's own patience with a dead server is minutes of silence.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -68,18 +72,27 @@ def experiment() -> Iterator[ModuleType]:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
+        _open(uri)
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(tomllib.loads(Path("pyproject.toml").read_text())["project"]["name"])
         with warnings.catch_warnings():
             # Hints of MLflow about sources and integer columns; nothing that its reader could act on.
             warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
             yield mlflow
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise TrackingError(
             f"the MLflow store {uri} cannot be written ({reason}); mend it or set MLFLOW_TRACKING_URI, "
             "then run this again"
         ) from None
+
+
+def _open(uri: str) -> None:
+    # MLflow tries a database file that it cannot write for two minutes.
+    if uri.startswith("sqlite:///"):
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=5)) as store:
+            store.execute("BEGIN IMMEDIATE")
+            store.rollback()
 
 
 def log_training(
