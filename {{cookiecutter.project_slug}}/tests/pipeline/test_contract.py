@@ -247,3 +247,12 @@ def test_a_rule_that_a_single_request_cannot_be_held_to_is_refused_by_name(
         contract.request_fields(model)
 
     assert [part for part in [*parts, "src/ml/pipeline/schema.py"] if part not in str(caught.value)] == []
+
+
+def test_a_schema_that_converts_is_refused(parcels: pd.DataFrame) -> None:
+    class Converting(Parcel):
+        class Config:
+            coerce = True
+
+    with pytest.raises(UserError, match=r"^Converting: coerce checks other values than are written"):
+        contract.breaches(Converting, parcels.astype({"day": str}))

@@ -72,3 +72,16 @@ def test_the_same_seed_gives_the_same_model_and_new_categories_and_gaps_are_scor
     # The threads of a forest add up in any order.
     np.testing.assert_allclose(one.predict_proba(some), two.predict_proba(some), rtol=1e-12)
     assert np.isfinite(one.predict_proba(odd)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("sklearn.tree.DecisionTreeClassifier", "forest"),
+        ("sklearn.ensemble.ExtraTreesClassifier", "forest"),
+        ("sklearn.ensemble.HistGradientBoostingClassifier", "boosting"),
+        ("sklearn.naive_bayes.GaussianNB", "other"),
+    ],
+)
+def test_a_tree_by_its_path_gets_the_features_of_a_tree(name: str, family: str) -> None:
+    assert estimators.family(name) == family

@@ -20,7 +20,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, SplineTransformer
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, SplineTransformer
 
 import ml
 from ml.errors import ExportError
@@ -206,3 +206,23 @@ def test_two_processes_write_the_same_bytes_whatever_the_threads(rows: pd.DataFr
     assert len(set(first)) == len(FAST)
     assert first == second
     assert all(len(digest) == hashlib.sha256().digest_size * 2 for digest in first)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        pytest.param(OneHotEncoder(sparse_output=False), id="raises on a category that it has not seen"),
+        pytest.param(
+            OneHotEncoder(sparse_output=False, min_frequency=20, handle_unknown="infrequent_if_exist"),
+            id="fails in ONNX Runtime on one",
+        ),
+    ],
+)
+def test_an_encoder_that_fails_on_an_unknown_category_is_refused_by_name(rows: pd.DataFrame, encoder: object) -> None:
+    table = inputs(rows)
+    parts = [("words", encoder, example.TEXT), ("amounts", SimpleImputer(), example.NUMBERS)]
+    model = Pipeline([("features", ColumnTransformer(parts)), ("estimator", LogisticRegression())])
+    model.fit(table, truth(rows, "binary"))
+
+    with pytest.raises(ExportError, match=r"^the transformer words \(OneHotEncoder\) "):
+        export.prove(model, export.convert(model, table.head(1)), table)

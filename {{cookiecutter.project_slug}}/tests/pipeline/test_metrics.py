@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from ml.errors import UserError
 from ml.pipeline import metrics
 from ml.pipeline.params import Costs
 
@@ -134,12 +135,19 @@ def test_regression_figures_agree_with_four_rows_worked_out_by_hand() -> None:
     }
 
 
-def test_the_task_decides_which_figures_and_which_column_of_the_scores() -> None:
+def test_the_task_decides_which_figures_and_which_column_of_the_scores(settings, small) -> None:
     both = np.c_[1 - SCORE, SCORE]
-
-    assert metrics.of_task("binary", TRUTH, both, {"threshold": 0.375}, COSTS, 2) == metrics.binary(
-        TRUTH, SCORE, 0.375, COSTS, 2
-    )
+    of = {task: settings({**changes, "evaluate.bins": 2}) for task, changes in small.items()}
+    costs = of["binary"].objective.costs
     words = TRUTH.astype(str).astype(object)
-    assert metrics.of_task("multiclass", words, both, {"classes": ["0", "1"]}, None, 2)["rows"] == 4
-    assert "r2" in metrics.of_task("regression", TRUTH, SCORE, {}, None, 2)
+
+    found = metrics.of_task(of["binary"], {"threshold": 0.375}, TRUTH, both)
+
+    assert found == metrics.binary(TRUTH, SCORE, 0.375, costs, 2)
+    assert metrics.of_task(of["multiclass"], {"classes": ["0", "1"]}, words, both)["rows"] == 4
+    assert "r2" in metrics.of_task(of["regression"], {}, TRUTH, SCORE)
+
+
+def test_a_class_that_was_not_learned_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"^the class z is judged but was not learned"):
+        metrics.multiclass(np.array(["x", "z"], dtype=object), np.full((2, 2), 0.5), ["x", "y"], 2)

@@ -76,12 +76,10 @@ def test_the_recorded_figures_are_those_of_the_file_on_the_holdout(trained) -> N
     runtime = export.session((path / train.MODEL).read_bytes())
 
     wanted = metrics.of_task(
-        params.task,
+        params,
+        export.metadata(runtime)["contract"],
         train.target(holdout, params),
         export.scores(runtime, example.inputs(holdout)),
-        export.metadata(runtime)["contract"],
-        params.objective.costs,
-        params.evaluate.bins,
     )
 
     (run,) = runs_of(path, "tags.stage = 'train'")

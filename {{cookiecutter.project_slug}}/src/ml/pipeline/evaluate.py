@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +130,13 @@ def run(params: Params) -> None:
     runtime = export.session(MODEL.read_bytes())
     kept = export.metadata(runtime)
     truth, scores = target(holdout, params), export.scores(runtime, inputs(holdout))
-
-    def figures(rows: np.ndarray | slice) -> dict[str, float]:
-        return metrics.of_task(
-            params.task, truth[rows], scores[rows], kept["contract"], params.objective.costs, params.evaluate.bins
-        )
-
+    measured = partial(metrics.of_task, params, kept["contract"])
     with warnings.catch_warnings():
         # A slice of one class has no ROC; its figure is NaN, written as null.
         warnings.simplefilter("ignore", UserWarning)
         masks = sliced(holdout, params.evaluate.slices, params.evaluate.min_rows)
-        slices = {name: figures(mask.to_numpy()) for name, mask in masks.items()}
-    write_json(_nulls(rounded(figures(slice(None)))), METRICS)
+        slices = {name: measured(truth[mask], scores[mask]) for name, mask in masks.items()}
+    write_json(_nulls(rounded(measured(truth, scores))), METRICS)
     write_json(_nulls(rounded(slices)), SLICES)
     importance = pd.DataFrame(kept["importance"].items(), columns=["input", "loss"]).sort_values(
         ["loss", "input"], ascending=[False, True]

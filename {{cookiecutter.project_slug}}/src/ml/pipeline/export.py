@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -134,12 +135,15 @@ def disagreement(actual: np.ndarray, wanted: np.ndarray) -> tuple[int, float]:
     return int(by_row.sum()), float(np.nanmax(difference, initial=0.0))
 
 
-def prove(pipeline: Pipeline, model: onnx.ModelProto, inputs: pd.DataFrame) -> tuple[np.ndarray, float]:
+def prove(
+    pipeline: Pipeline, model: onnx.ModelProto, inputs: pd.DataFrame, optional: Collection[str] = ()
+) -> tuple[np.ndarray, float]:
     """Return the scores of the ONNX model over all inputs and the largest difference from scikit-learn.
 
+    What a request may hold and the inputs may not is compared too: unknown text, and no value where it is optional.
     Raises ExportError that names the step which converts wrongly.
     """
-    probed = pd.concat([inputs, unseen(inputs)], ignore_index=True)
+    probed = pd.concat([inputs, unseen(inputs, optional)], ignore_index=True)
     try:
         runtime = session(model.SerializeToString())
         actual, wanted = scores(runtime, probed), expected(pipeline, probed)
@@ -155,13 +159,12 @@ def prove(pipeline: Pipeline, model: onnx.ModelProto, inputs: pd.DataFrame) -> t
     return actual[: len(inputs)], largest
 
 
-def unseen(inputs: pd.DataFrame) -> pd.DataFrame:
-    """Return the first row with text that training never saw, with no text, and with missing numbers."""
-    text = [name for name in inputs if inputs[name].dtype == object]
-    first = inputs.head(1)
-    numbers = {name: np.float32("nan") for name in inputs if name not in text}
-    rows = [first.assign(**dict.fromkeys(text, value)) for value in ("never seen", "")]
-    return pd.concat([*rows, first.assign(**numbers)], ignore_index=True).astype(inputs.dtypes)
+def unseen(inputs: pd.DataFrame, optional: Collection[str]) -> pd.DataFrame:
+    """Return the first row with text that training never saw, and with every optional value missing."""
+    first, text = inputs.head(1), [name for name in inputs if inputs[name].dtype == object]
+    unknown = first.assign(**dict.fromkeys(text, "never seen"))
+    empty = first.assign(**{name: "" if name in text else np.float32("nan") for name in optional})
+    return pd.concat([unknown, empty], ignore_index=True).astype(inputs.dtypes)
 
 
 def _first_wrong(pipeline: Pipeline, inputs: pd.DataFrame) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn import metrics as sk
 
 from ml.errors import UserError
-from ml.pipeline.params import Costs
+from ml.pipeline.params import Costs, Params
 
 
 def expected_calibration_error(truth: np.ndarray, score: np.ndarray, bins: int) -> float:
@@ -106,11 +106,12 @@ def regression(truth: np.ndarray, value: np.ndarray) -> dict[str, float]:
     }
 
 
-def of_task(task: str, truth: np.ndarray, score: np.ndarray, contract: dict[str, Any], costs: Costs | None, bins: int):
-    """Return the metrics of a task for the scores that `export.scores` gives."""
-    match task:
+def of_task(params: Params, contract: dict[str, Any], truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    """Return the metrics of the task for the scores that `export.scores` gives."""
+    bins = params.evaluate.bins
+    match params.task:
         case "binary":
-            return binary(truth, score[:, 1], contract["threshold"], costs, bins)
+            return binary(truth, score[:, 1], contract["threshold"], params.objective.costs, bins)
         case "multiclass":
             return multiclass(truth, score, contract["classes"], bins)
         case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,43 +92,34 @@ def run(params: Params) -> None:
     truth, holdout_truth = target(train, params), target(holdout, params)
     refuse_one_class(truth, "train", params.task)
     refuse_one_class(holdout_truth, "holdout", params.task)
-    settings = params.train
-    model = unfitted(settings.estimator, params.task, settings.settings, settings.seed)
-    request_fields(schema.Request)  # refuses before the fit what the service could not check
+    # Before the fit, since it refuses what the service could not check.
+    optional = [field["name"] for field in request_fields(schema.Request) if field["optional"]]
+    recipe = params.train
+    model = unfitted(recipe.estimator, params.task, recipe.settings, recipe.seed)
+    export.refuse_known_wrong(model)
     with steps("train", 5) as bar:
-        export.refuse_known_wrong(model)
         fit(model, inputs(train), truth)
         bar.update()
-        converted = export.convert(model, inputs(train.head(1)))
+        converted, held = export.convert(model, inputs(train.head(1))), inputs(holdout)
         bar.update()
-        agreement, held = contract(params, model), inputs(holdout)
-        scores, difference = export.prove(model, converted, held)
-        found = metrics.of_task(
-            params.task, holdout_truth, scores, agreement, params.objective.costs, params.evaluate.bins
-        )
+        scores, difference = export.prove(model, converted, held, optional)
         bar.update()
-        runtime = export.session(converted.SerializeToString())
-
-        def objective(rows: pd.DataFrame, labels: np.ndarray) -> float:
-            figures = metrics.of_task(
-                params.task,
-                labels,
-                export.scores(runtime, rows),
-                agreement,
-                params.objective.costs,
-                params.evaluate.bins,
-            )
-            return figures[params.objective.metric]
-
+        runtime, agreement = export.session(converted.SerializeToString()), contract(params, model)
+        measured = partial(metrics.of_task, params, agreement)
         sample = slice(None, None, max(1, len(held) // SAMPLED))
-        better = 1 if METRICS[params.task][params.objective.metric] == "maximize" else -1
-        weights = importance(objective, held.iloc[sample], holdout_truth[sample], better, settings.seed)
+        weights = importance(
+            lambda rows, labels: measured(labels, export.scores(runtime, rows))[params.objective.metric],
+            held.iloc[sample],
+            holdout_truth[sample],
+            1 if METRICS[params.task][params.objective.metric] == "maximize" else -1,
+            recipe.seed,
+        )
         bar.update()
         content = export.with_metadata(converted, {"contract": agreement, "importance": weights})
         write_bytes(content, MODEL)
         tracking.log_training(
             params=_flat(params.model_dump(mode="json")),
-            metrics={**rounded(found), "onnx_largest_difference": difference},
+            metrics={**rounded(measured(holdout_truth, scores)), "onnx_largest_difference": difference},
             data={split.TRAIN: train, split.HOLDOUT: holdout},
             target=params.data.target,
             importance=weights,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,6 @@ import optuna
 import pandas as pd
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.tokens import CommentToken
 
 from ml.errors import UserError
 from ml.pipeline import export, metrics, split, tracking
@@ -27,6 +25,7 @@ from ml.pipeline.tables import read_output, rounded, write_bytes
 from ml.pipeline.train import contract, fit, target
 from ml.progress import steps
 
+SETTING = re.compile(r"(?P<indent> +)(?P<key>\w+):(?P<value>[^#\n]*)(?P<comment>#.*)?")
 STUDIES = "sqlite:///tune.db"
 Fold = tuple[np.ndarray, np.ndarray]
 
@@ -100,15 +99,8 @@ def _judged(
     if len(learn) > params.tune.rows:
         learn = np.sort(random.choice(learn, params.tune.rows, replace=False))
     model = fit(pipeline(name, params.task, settings, params.train.seed), rows.iloc[learn], truth[learn])
-    figures = metrics.of_task(
-        params.task,
-        truth[judge],
-        export.expected(model, rows.iloc[judge]),
-        contract(params, model),
-        params.objective.costs,
-        params.evaluate.bins,
-    )
-    return figures[params.objective.metric]
+    scores = export.expected(model, rows.iloc[judge])
+    return metrics.of_task(params, contract(params, model), truth[judge], scores)[params.objective.metric]
 
 
 def study(params: Params) -> optuna.Study:
@@ -142,54 +134,47 @@ def upcoming(of: optuna.Study, total: int, timeout: float | None, seed: int) -> 
 
 
 def write_winner(name: str, settings: dict[str, Any], path: Path = PATH) -> None:
-    """Put estimator and settings into params.yaml; every other line keeps its place and its comment."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(path.read_text(encoding="utf-8"))
-    train = document["train"]
-    train["estimator"] = name
-    if "settings" not in train:
-        train.insert(list(train).index("estimator") + 1, "settings", None)
-    train["settings"] = _replaced(train["settings"], settings)
-    dumped = io.StringIO()
-    yaml.dump(document, dumped)
-    write_bytes(_spliced(path.read_text(encoding="utf-8"), dumped.getvalue()).encode(), path)
+    """Put estimator and settings into params.yaml; every other line keeps its place and its comment.
+
+    Raises UserError, and writes nothing, where the section is spelled in a way that cannot be edited by lines.
+    """
+    new = edited(path.read_text(encoding="utf-8"), name, settings)
+    train = YAML(typ="safe").load(new)["train"]
+    if train.get("estimator") != name or train.get("settings") != settings:
+        raise UserError(f"{path}: train cannot be edited line by line; set estimator: {name}, settings: {settings}")
+    write_bytes(new.encode(), path)
 
 
-def _spliced(old: str, new: str) -> str:
-    """Return the old text with the section `train` of the new one, since a dump respells what it does not change."""
-    (before, _, after), (_, section, _) = _around_train(old), _around_train(new)
-    return "".join(before + section + after)
-
-
-def _around_train(text: str) -> tuple[list[str], list[str], list[str]]:
-    lines, document = text.splitlines(keepends=True), YAML().load(text)
-    starts = sorted(document.lc.key(name)[0] for name in document)
-    begin = document.lc.key("train")[0]
-    end = next((start for start in starts if start > begin), len(lines))
-    return lines[:begin], lines[begin:end], lines[end:]
-
-
-def _replaced(old: CommentedMap | None, settings: dict[str, Any]) -> CommentedMap:
-    new = CommentedMap(settings)
-    if not old:
-        return new
-    new.ca.items.update({key: old.ca.items[key] for key in settings if key in old.ca.items})
-    was, end = list(old)[-1], list(settings)[-1]
-    below = old.ca.items.get(was)
-    if was == end or not below or below[2] is None:
-        return new
-    # ruamel.yaml hangs the blank lines and comments below a mapping on its last key.
-    own, newline, rest = below[2].value.partition("\n")
-    mark = below[2].start_mark
-    kept = old.ca.items[end][2] if end in old.ca.items else None
-    tail = CommentToken((kept.value.rstrip("\n") if kept else "") + newline + rest, kept.start_mark if kept else mark)
-    if was in settings:
-        new.ca.items[was] = [None, None, CommentToken(f"{own}\n", mark) if own.strip() else None, None]
-    new.ca.items[end] = [None, None, tail, None]
-    return new
+def edited(text: str, name: str, settings: dict[str, Any]) -> str:
+    """Return the text of params.yaml with another estimator and settings in `train`, and no other line changed."""
+    lines = text.splitlines(keepends=True)
+    begin = 1 + next(i for i, line in enumerate(lines) if line.startswith("train:"))
+    end = next((i for i, line in enumerate(lines[begin:], begin) if line[:1].strip()), len(lines))
+    section: list[str] = []
+    left, level, inside, place = dict(settings), "", False, 0
+    for line in lines[begin:end]:
+        if found := SETTING.match(line):
+            indent, key, value, comment = found["indent"], found["key"], found["value"], found["comment"] or ""
+            comment = " " * (len(value) - len(value.rstrip())) + comment
+            level = level or indent
+            if indent == level:
+                inside = key == "settings"
+                line = {
+                    "estimator": f"{level}estimator: {name}{comment}\n",
+                    "settings": f"{level}settings:{comment}\n",
+                }.get(key, line)
+            elif inside and key not in left:
+                continue
+            elif inside:
+                line = f"{indent}{key}: {json.dumps(left.pop(key))}{comment}\n"
+            if inside or (key == "estimator" and not place):
+                place = len(section) + 1
+        section.append(line)
+    if not any(line.startswith(f"{level}settings:") for line in section):
+        section.insert(place, f"{level}settings:\n")
+        place += 1
+    section[place:place] = [f"{level * 2}{key}: {json.dumps(value)}\n" for key, value in left.items()]
+    return "".join([*lines[:begin], *section, *lines[end:]])
 
 
 def run(params: Params, *, trials: int | None = None, timeout: float | None = None) -> None:
