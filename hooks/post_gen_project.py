@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,10 @@ def main() -> None:
     for pattern in CACHES:
         for folder in list(Path().glob(pattern)):
             shutil.rmtree(folder)
-    print(f"\nNext:\n  cd {answers['project_slug']}\n  make setup\n  make pipeline\n\n`make help` lists the rest.")
+    # A hook runs in the project's folder; PWD is where the person stands.
+    project, stands = Path.cwd(), Path(os.environ.get("PWD", "/nowhere"))
+    here = project.relative_to(stands) if project.is_relative_to(stands) else project
+    print(f"\nNext:\n  cd {here}\n  make setup\n  make pipeline\n\n`make help` lists the rest.")
 
 
 if __name__ == "__main__":

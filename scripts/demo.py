@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SLUG = "flight-delays"
 STEPS = 9
+SHOWN = re.compile(r"Running stage '(.+)':|(average_precision_skill .* rows .*)")
 SETTING, OLD, NEW = "max_leaf_nodes", 31, 7
 
 
@@ -48,7 +49,8 @@ class Demo:
 
     def run(self, *command: str) -> str:
         """Run a command in the project and return what it prints; leave with its last lines when it fails."""
-        done = subprocess.run(
+        lines = []
+        running = subprocess.Popen(
             command,
             cwd=self.project,
             env=self.environment,
@@ -57,12 +59,17 @@ class Demo:
             text=True,
             stdin=subprocess.DEVNULL,
         )
-        with self.log.open("a") as log:
-            log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
-        if done.returncode:
-            tail = "\n".join(done.stdout.splitlines()[-30:])
+        with running, self.log.open("a") as log:
+            log.write(f"$ {' '.join(command)}\n")
+            for line in running.stdout:
+                lines.append(line)
+                log.write(line)
+                if found := SHOWN.match(line):
+                    print(f"      {found[1] or found[2]}", flush=True)
+        if running.returncode:
+            tail = "".join(lines[-30:])
             sys.exit(f"{tail}\n\ndemo: `{' '.join(command)}` failed; the project and demo.log stay in {self.folder}")
-        return done.stdout
+        return "".join(lines)
 
     def commit(self, message: str) -> None:
         """Commit everything, as whoever has no git identity here."""
@@ -153,15 +160,14 @@ def play(demo: Demo) -> None:
             sys.exit(hook.stdout + hook.stderr)
     with demo.step("setup", "environment, git, DVC, git hooks (the first time on a machine this downloads)"):
         demo.run("make", "setup")
+        demo.commit("Bake the project")
     with demo.step("pipeline", "ten months of real flights: ingest, split, train, evaluate"):
         demo.run("make", "pipeline")
         demo.commit("Train the first model")
     with demo.step("change", f"a branch with {SETTING}: {NEW} (was {OLD}); only what depends on it runs again"):
         demo.run("git", "switch", "--quiet", "--create", "smaller-trees")
         change_setting(demo.project)
-        printed = demo.run("make", "pipeline")
-        ran = re.findall(r"Running stage '([^']+)'", printed)
-        print(f"      ran: {', '.join(ran)}")
+        demo.run("make", "pipeline")
         demo.commit(f"Set {SETTING} to {NEW}")
     with demo.step("diff", "what a reviewer would compare, branch against main"):
         print(indented(demo.run("make", "diff")))

@@ -96,7 +96,7 @@ class Bake:
             input=typed,
             capture_output=True,
             text=True,
-            env=clean_environment(),
+            env=clean_environment(PWD=str(folder)),
             cwd=folder,
         )
 

@@ -105,7 +105,7 @@ def test_every_breach_is_found_not_only_the_first(parcels: pd.DataFrame) -> None
 def test_the_number_of_rows_has_two_limits_both_allowed(count: int, kept: bool) -> None:
     found = contract.row_count(pd.DataFrame(index=range(count)), 50, 60)
 
-    assert [breach.check for breach in found] == ([] if kept else [f"{count} rows, must be 50 to 60"])
+    assert [breach.check for breach in found] == ([] if kept else [f"{count} rows, must be 50 to 60 as data.rows says"])
 
 
 @pytest.mark.parametrize(

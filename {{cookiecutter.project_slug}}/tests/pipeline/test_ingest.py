@@ -19,11 +19,6 @@ from ml.pipeline.tables import read_source
 AFTERWARDS = ["dep_time", "dep_delay", "arr_time", "air_time"]
 
 
-@pytest.fixture(autouse=True)
-def _example() -> None:
-    """Leave the project's own files in their place, unlike the tests beside this one."""
-
-
 @pytest.fixture(scope="module")
 def sources() -> dict[str, str]:
     return params.read(Path(__file__).parents[2] / "params.yaml").data.sources

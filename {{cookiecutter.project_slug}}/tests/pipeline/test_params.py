@@ -80,7 +80,7 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(refusal, old: str, n
     ("old", "new", "parts"),
     [
         pytest.param("- 2013-02", "- 2013", ["data.periods.1", "= 2013", "put it in quotes"], id="bare year"),
-        pytest.param("min: 100", "min: 50000", ["min 50000 is above max"], id="limits the wrong way round"),
+        pytest.param("min: 100", "min: 50000", ["data.rows.min 50000 is above max"], id="limits the wrong way round"),
         pytest.param("bins: 15", "bins: many", ["evaluate.bins", "'many'", "integer"], id="text for a number"),
         pytest.param("bins: 15", "bins: 1", ["evaluate.bins", "= 1", "greater than or equal to 2"], id="too small"),
         pytest.param("folds: 3", "folds: 3.5", ["tune.folds", "3.5", "integer"], id="part of a whole number"),

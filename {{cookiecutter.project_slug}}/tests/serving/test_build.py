@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,13 @@ def test_a_model_older_than_its_schema_is_not_built(project: Path, monkeypatch: 
 )
 def test_fields_that_changed_are_named(trained: list[dict[str, Any]], changed: list[str]) -> None:
     assert changed_fields([{"name": "a", "optional": False}, {"name": "b"}], trained) == changed
+
+
+def test_a_port_that_is_taken_is_one_line_before_anything_starts(project: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        with pytest.raises(UserError, match=rf"^port {port} of 127\.0\.0\.1 cannot be used \(Address already in use\)"):
+            build.serve(project, port)

@@ -136,7 +136,7 @@ def row_count(frame: pd.DataFrame, least: int, most: int) -> list[Breach]:
     """Return a breach where the number of rows is outside the limits, both ends allowed."""
     if least <= len(frame) <= most:
         return []
-    return [Breach("Row", "", f"{len(frame)} rows, must be {least} to {most}", len(frame), [])]
+    return [Breach("Row", "", f"{len(frame)} rows, must be {least} to {most} as data.rows says", len(frame), [])]
 
 
 def not_in_future(period: str, today: date) -> list[Breach]:
@@ -159,7 +159,7 @@ def hold(period: str, found: list[Breach], reports: Path = REPORTS) -> None:
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     raise ContractError(
         f"{period} breaks the contract: {found[0].sentence()}{more}; see {report}, "
-        "then mend the source or change src/ml/pipeline/schema.py"
+        "then mend the source, or change the rule in src/ml/pipeline/schema.py or params.yaml"
     )
 
 

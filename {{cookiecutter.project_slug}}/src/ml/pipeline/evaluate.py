@@ -136,7 +136,8 @@ def run(params: Params) -> None:
         warnings.simplefilter("ignore", UserWarning)
         masks = sliced(holdout, params.evaluate.slices, params.evaluate.min_rows)
         slices = {name: measured(truth[mask], scores[mask]) for name, mask in masks.items()}
-    write_json(_nulls(rounded(measured(truth, scores))), METRICS)
+    whole = rounded(measured(truth, scores))
+    write_json(_nulls(whole), METRICS)
     write_json(_nulls(rounded(slices)), SLICES)
     importance = pd.DataFrame(kept["importance"].items(), columns=["input", "loss"]).sort_values(
         ["loss", "input"], ascending=[False, True]
@@ -147,6 +148,8 @@ def run(params: Params) -> None:
     # JSON is YAML; DVC finds the file by its name and draws just what this task has.
     write_json({"plots": [{f"plots/{name}.csv": SHOWN[name]} for name in drawn]}, PLOTS_FILE)
     write_parquet(predictions(holdout, scores, kept["contract"], params.data.target), PREDICTIONS)
+    objective = params.objective
+    print(f"{objective.metric} {whole[objective.metric]:.4f} on {len(holdout):,} rows (floor {objective.floor})")
 
 
 def _nulls(value: Any) -> Any:

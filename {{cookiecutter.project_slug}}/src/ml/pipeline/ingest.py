@@ -22,7 +22,7 @@ def fetch(period: str, sources: dict[str, str]) -> pd.DataFrame:
     }
     flights = in_month(read_source(sources["flights"]), period)
     rows = join(contract.check(schema.Flights, flights, period), **tables)
-    return rows[list(schema.Row.to_schema().columns)]
+    return rows.filter(list(schema.Row.to_schema().columns))
 
 
 def in_month(flights: pd.DataFrame, period: str) -> pd.DataFrame:

@@ -192,8 +192,10 @@ def _sentence(error: dict[str, Any]) -> str:
             return f"{where} is not a known key; {hint}"
         case "missing":
             return f"{where} is missing"
+        case "value_error" if isinstance(error["input"], dict):
+            return f"{where}.{error['ctx']['error']}" if where else str(error["ctx"]["error"])
         case "value_error":
-            return f"{where} = {value} {error['ctx']['error']}" if where.count(".") else str(error["ctx"]["error"])
+            return f"{where} = {value} {error['ctx']['error']}"
         case "string_type":
             return f"{where} = {value} must be text; put it in quotes"
         case _:

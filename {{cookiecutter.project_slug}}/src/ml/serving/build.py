@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -92,6 +93,12 @@ def serve(root: Path, port: int = 3000, host: str = "127.0.0.1") -> None:
     """Replace this process by BentoML serving the trained model, so that Ctrl-C reaches it and nothing else."""
     staging = stage(root, root / MODEL, root / REQUIREMENTS)
     environment = _environment(root)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"port {port} of {host} cannot be used ({error.strerror}): choose another --port") from None
     os.chdir(staging)
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
     os.execve(sys.executable, command, environment)
