@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 import pandera.pandas as pa
 import pytest
-from conftest import contract, small_model
 from pandera.typing import Series
+from small import contract, small_model
 
 from ml.errors import UserError
 from ml.pipeline import schema

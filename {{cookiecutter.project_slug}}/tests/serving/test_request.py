@@ -15,8 +15,8 @@ import pandas as pd
 import pandera.errors
 import pandera.pandas as pa
 import pytest
-from conftest import ENVIRONMENT, contract, small_model
 from pandera.typing import Series
+from small import ENVIRONMENT, contract, small_model
 
 from ml.errors import UserError
 from ml.pipeline.contract import request_fields

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import ENVIRONMENT, contract, write_project
+from small import ENVIRONMENT, contract, write_project
 
 from ml.serving.build import MODEL, REQUIREMENTS, stage
 
