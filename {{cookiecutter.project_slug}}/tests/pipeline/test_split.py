@@ -6,9 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from example import KEYS
+from pandera.typing import Series
 
 from ml.errors import UserError
-from ml.pipeline import periods, split
+from ml.pipeline import periods, schema, split
 from ml.pipeline.tables import write_parquet
 
 RANDOM = {"split.by": "random", "split.holdout": 0.3}
@@ -155,6 +156,18 @@ def test_a_split_that_cannot_be_made_is_refused_and_writes_nothing(ingested, cho
     assert sentence in str(caught.value)
     assert not split.TRAIN.exists()
     assert not split.HOLDOUT.exists()
+
+
+def test_a_column_of_the_name_that_split_gives_to_the_period_is_refused(
+    ingested, chosen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dated(schema.Row):
+        period: Series[str]
+
+    monkeypatch.setattr(schema, "Row", Dated)
+
+    with pytest.raises(UserError, match=r"^Row has a column named period"):
+        split.run(chosen())
 
 
 def test_a_key_on_both_sides_is_refused_with_the_key(ingested: pd.DataFrame, chosen) -> None:

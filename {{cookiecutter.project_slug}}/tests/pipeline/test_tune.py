@@ -196,6 +196,13 @@ def test_a_metric_that_a_fold_cannot_have_ends_the_search_with_one_line(
         tune.run(settings({**small["binary"], **SEARCH, "objective.metric": "roc_auc"}), trials=2)
 
 
+def test_a_store_of_studies_that_cannot_be_written_is_one_line(project: Path, settings, small) -> None:
+    (project / "tune.db").mkdir()
+
+    with pytest.raises(UserError, match=r"^sqlite:///tune\.db cannot be written \(.*unable to open database file"):
+        tune.run(settings(small["binary"]), trials=1)
+
+
 def test_without_split_data_the_remedy_is_named(tmp_path: Path, settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 

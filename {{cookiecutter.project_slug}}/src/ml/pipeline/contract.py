@@ -173,6 +173,12 @@ def check(model: type[pa.DataFrameModel], frame: pd.DataFrame, period: str) -> p
     return frame[list(model.to_schema().columns)]
 
 
+def keys(model: type[pa.DataFrameModel]) -> list[str]:
+    """Return the columns that name a row: the schema's unique ones, else all."""
+    schema = model.to_schema()
+    return list(schema.unique or schema.columns)
+
+
 def request_fields(model: type[pa.DataFrameModel]) -> list[dict[str, Any]]:
     """Return the fields of a request: name, type, whether optional, built-in checks by name and values.
 

@@ -33,8 +33,7 @@ def run(period: str, params: Params, *, today: date | None = None) -> None:
     limits = params.data.rows
     contract.hold(period, contract.row_count(rows, limits.min, limits.max))
     rows = contract.check(schema.Row, rows, period)
-    keys = schema.Row.to_schema().unique or list(rows.columns)
-    write_parquet(rows.sort_values(keys, kind="stable"), path(period))
+    write_parquet(rows.sort_values(contract.keys(schema.Row), kind="stable"), path(period))
 
 
 def refuse_stale(periods: list[str], folder: Path = FOLDER) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ml.errors import UserError
-from ml.pipeline import periods, schema
+from ml.pipeline import contract, periods, schema
 from ml.pipeline.params import Params
 from ml.pipeline.tables import rounded, write_json, write_parquet
 
@@ -73,10 +73,12 @@ def run(params: Params) -> None:
     periods.refuse_stale(params.data.periods)
     if target not in row.columns:
         raise UserError(f"data.target = {target!r} is not a column of Row; choose one of {', '.join(row.columns)}")
+    if "period" in row.columns:
+        raise UserError("Row has a column named period, the name that split gives to the period; rename yours")
     parts = {period: periods.read(period) for period in sorted(params.data.periods)}
     rows = pd.concat([frame.assign(period=period) for period, frame in parts.items()], ignore_index=True)
     labelled = rows[rows[target].notna()]
-    keys = list(row.unique or row.columns)
+    keys = contract.keys(schema.Row)
     mask = in_holdout(labelled, params, keys)
     train, holdout = labelled[~mask], labelled[mask]
     for side, name in ((train, "train"), (holdout, "holdout")):

@@ -15,9 +15,11 @@ import optuna
 import pandas as pd
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
+from sqlalchemy.exc import SQLAlchemyError
 
 from ml.errors import UserError
-from ml.pipeline import export, metrics, split, tracking
+from ml.pipeline import export, metrics, schema, split, tracking
+from ml.pipeline.contract import keys
 from ml.pipeline.estimators import pipeline
 from ml.pipeline.features import inputs
 from ml.pipeline.params import METRICS, PATH, Params
@@ -108,12 +110,16 @@ def study(params: Params) -> optuna.Study:
     relevant = params.model_dump(mode="json")
     del relevant["tune"]["trials"]
     content = json.dumps(relevant, sort_keys=True).encode() + split.TRAIN.read_bytes()
-    return optuna.create_study(
-        study_name=hashlib.sha256(content).hexdigest()[:16],
-        storage=STUDIES,
-        direction=METRICS[params.task][params.objective.metric],
-        load_if_exists=True,
-    )
+    try:
+        return optuna.create_study(
+            study_name=hashlib.sha256(content).hexdigest()[:16],
+            storage=STUDIES,
+            direction=METRICS[params.task][params.objective.metric],
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"{STUDIES} cannot be written ({reason}): mend it or delete the file") from None
 
 
 def finished(of: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -182,7 +188,7 @@ def run(params: Params, *, trials: int | None = None, timeout: float | None = No
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     train = read_output(split.TRAIN)
     rows, truth = inputs(train), target(train, params)
-    parts = folds(train, params, _keys())
+    parts = folds(train, params, keys(schema.Row))
     total = trials or params.tune.trials
     searched = study(params)
     with tracking.experiment() as mlflow, mlflow.start_run(**_parent(mlflow, searched.study_name)):
@@ -201,14 +207,7 @@ def run(params: Params, *, trials: int | None = None, timeout: float | None = No
                 _log_child(mlflow, trial.number, name, settings, scores, params.objective.metric)
                 bar.set_postfix(best=f"{searched.best_value:.4f}")
                 bar.update()
-        _conclude(searched, params)
-
-
-def _keys() -> list[str]:
-    from ml.pipeline.schema import Row
-
-    schema = Row.to_schema()
-    return list(schema.unique or schema.columns)
+    _conclude(searched, params)
 
 
 def _parent(mlflow: Any, name: str) -> dict[str, str]:
