@@ -109,6 +109,7 @@ def test_any_printable_text_comes_out_as_it_went_in(bake: Bake, text: str) -> No
 
     about = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     assert about["description"] == text
+    assert about["authors"] == [{"name": text}]
     assert f"Copyright (c) {text}\n" in (project / "LICENSE").read_text()
     assert (project / "README.md").read_text().startswith(f"# {text}\n\n{text}\n")
     assert not list(project.rglob("pwned"))
@@ -232,11 +233,13 @@ def test_no_text_can_leave_the_string_that_holds_the_answers(hook: str, text: st
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"])) | st.text(alphabet="'\"\\{}%#uUn "))
-def test_any_one_line_description_reads_back_from_toml(text: str) -> None:
-    context = {"cookiecutter": {"description": text}}
-    rendered = create_env_with_context(context).from_string(QUESTIONS["__toml_description"]).render(**context)
+def test_any_line_of_text_reads_back_from_toml(text: str) -> None:
+    context = {"cookiecutter": {"description": text, "author_name": text}}
+    environment = create_env_with_context(context)
 
-    assert tomllib.loads(f'text = "{rendered}"')["text"] == text
+    for name in ("__toml_description", "__toml_author"):
+        rendered = environment.from_string(QUESTIONS[name]).render(**context)
+        assert tomllib.loads(f'text = "{rendered}"')["text"] == text
 
 
 def test_there_are_at_most_eight_questions_each_with_a_worded_prompt() -> None:

@@ -151,3 +151,11 @@ def test_the_task_decides_which_figures_and_which_column_of_the_scores(settings,
 def test_a_class_that_was_not_learned_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"^the class z is judged but was not learned"):
         metrics.multiclass(np.array(["x", "z"], dtype=object), np.full((2, 2), 0.5), ["x", "y"], 2)
+
+
+def test_the_threshold_itself_is_a_decision_to_act() -> None:
+    scores = np.array([[0.75, 0.25], [0.76, 0.24], [0.1, 0.9]])
+
+    assert metrics.decisions({"task": "binary", "threshold": 0.25}, scores).tolist() == [True, False, True]
+    assert metrics.decisions({"task": "multiclass", "classes": ["a", "b"]}, scores).tolist() == ["a", "a", "b"]
+    assert metrics.decisions({"task": "regression"}, scores[:, 0]) is None

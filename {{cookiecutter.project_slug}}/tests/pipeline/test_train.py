@@ -102,6 +102,23 @@ def test_the_recorded_model_is_skops_never_pickle_and_answers_like_the_file(trai
     np.testing.assert_allclose(export.scores(file, holdout), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_what_scikit_learn_answers_is_kept_for_every_row_of_the_holdout_in_its_order(trained) -> None:
+    path, params = trained
+    recorded = next(path.rglob("model.skops"))
+    loaded = skops.io.load(recorded, trusted=skops.io.get_untrusted_types(file=recorded))
+    holdout = example.inputs(pd.read_parquet(path / split.HOLDOUT))
+
+    kept = pd.read_parquet(path / train.EXPECTED)
+
+    names = {"binary": ["0", "1"], "multiclass": ["long", "middle", "short"]}.get(params.task)
+    assert list(kept) == ([f"share_{name}" for name in names] if names else ["value"])
+    assert set(kept.dtypes) == {np.dtype("float64")}
+    # scikit-learn's own answer, to the last bit: what the ONNX file answers differs.
+    found = kept.to_numpy() if names else kept["value"].to_numpy()
+    np.testing.assert_array_equal(found, export.expected(loaded, holdout))
+    assert not np.array_equal(found, export.scores(export.session((path / train.MODEL).read_bytes()), holdout))
+
+
 @pytest.fixture
 def quick(settings, small):
     return settings({**small["binary"], "train.settings": {"max_iter": 3}})
@@ -144,6 +161,7 @@ def test_a_model_that_converts_wrongly_is_not_kept(project: Path, settings, smal
         train.run(wrong)
 
     assert not train.MODEL.exists()
+    assert not train.EXPECTED.exists()
     assert runs_of(project, "tags.stage = 'train'") == []
 
 
@@ -162,6 +180,16 @@ def test_an_unwritable_store_is_one_line_and_the_model_is_not_lost(
     assert train.MODEL.read_bytes() == undisturbed
     assert f"the MLflow store sqlite:///{project}/taken/mlflow.db cannot be written (" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_same_settings_and_data_give_the_same_bytes(project: Path, quick) -> None:
+    train.run(quick)
+    first = md5(train.MODEL), md5(train.EXPECTED)
+    train.EXPECTED.unlink()
+
+    train.run(quick)
+
+    assert (md5(train.MODEL), md5(train.EXPECTED)) == first
 
 
 def test_shuffling_a_field_that_the_score_does_not_read_costs_nothing() -> None:

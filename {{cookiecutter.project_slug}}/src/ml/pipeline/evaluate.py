@@ -61,17 +61,23 @@ def sliced(rows: pd.DataFrame, slices: dict[str, str], least: int) -> dict[str, 
     """
     masks = {}
     for name, expression in slices.items():
-        try:
-            values = rows.eval(expression)
-            if not isinstance(values, pd.Series):
-                raise TypeError("does not give one value a row")
-        except Exception as error:  # pandas lets through what its parser and numpy raise
-            raise ParamsError(f"evaluate.slices.{name} = {expression!r}: {str(error).splitlines()[0]}") from None
-        if values.dtype == bool:
-            masks[name] = values
+        found = values(rows, expression, f"evaluate.slices.{name}")
+        if found.dtype == bool:
+            masks[name] = found
         else:
-            masks.update({f"{name}={value}": values == value for value in sorted(values.dropna().unique())})
+            masks.update({f"{name}={value}": found == value for value in sorted(found.dropna().unique())})
     return {name: mask for name, mask in masks.items() if mask.sum() >= least}
+
+
+def values(rows: pd.DataFrame, expression: str, where: str) -> pd.Series:
+    """Return a pandas expression's value for each row; raise ParamsError that names the setting where it has none."""
+    try:
+        found = rows.eval(expression)
+        if not isinstance(found, pd.Series):
+            raise TypeError("does not give one value a row")
+        return found
+    except Exception as error:  # pandas lets through what its parser and numpy raise
+        raise ParamsError(f"{where} = {expression!r}: {str(error).splitlines()[0]}") from None
 
 
 def binary_plots(truth: np.ndarray, score: np.ndarray, at: float, bins: int) -> dict[str, pd.DataFrame]:

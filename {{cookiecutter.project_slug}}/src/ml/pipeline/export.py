@@ -137,8 +137,8 @@ def disagreement(actual: np.ndarray, wanted: np.ndarray) -> tuple[int, float]:
 
 def prove(
     pipeline: Pipeline, model: onnx.ModelProto, inputs: pd.DataFrame, optional: Collection[str] = ()
-) -> tuple[np.ndarray, float]:
-    """Return the scores of the ONNX model over all inputs and the largest difference from scikit-learn.
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return over all inputs the scores of the ONNX model, scikit-learn's own, and the largest difference.
 
     What a request may hold and the inputs may not is compared too: unknown text, and no value where it is optional.
     Raises ExportError that names the step which converts wrongly.
@@ -156,7 +156,7 @@ def prove(
         raise ExportError(
             f"{step} converts to ONNX wrongly: {rows} of {len(probed)} rows differ, by up to {largest:.2g}; {REMEDY}"
         )
-    return actual[: len(inputs)], largest
+    return actual[: len(inputs)], wanted[: len(inputs)], largest
 
 
 def unseen(inputs: pd.DataFrame, optional: Collection[str]) -> pd.DataFrame:

@@ -20,16 +20,32 @@ def expected_calibration_error(truth: np.ndarray, score: np.ndarray, bins: int) 
 
 def calibration(truth: np.ndarray, score: np.ndarray, bins: int) -> pd.DataFrame:
     """Return mean score, mean outcome and rows of each occupied bin; shape (at most `bins`, 3)."""
-    edges = np.linspace(score.min(), score.max(), bins + 1) if score.max() > 1 or score.min() < 0 else None
-    edges = np.linspace(0, 1, bins + 1) if edges is None else edges
-    place = np.clip(np.digitize(score, edges[1:-1]), 0, bins - 1)
+    place = bin_of(score, bins)
     grouped = pd.DataFrame({"predicted": score, "observed": truth}).groupby(place)
     return grouped.mean().assign(rows=grouped.size()).reset_index(drop=True)
+
+
+def bin_of(score: np.ndarray, bins: int) -> np.ndarray:
+    """Return the number of each score's equal-width bin (n,): of 0 to 1, or of the scores' wider range."""
+    wide = score.max() > 1 or score.min() < 0
+    edges = np.linspace(score.min(), score.max(), bins + 1) if wide else np.linspace(0, 1, bins + 1)
+    return np.clip(np.digitize(score, edges[1:-1]), 0, bins - 1)
 
 
 def threshold(costs: Costs) -> float:
     """Return the probability above which acting costs less than not acting (Elkan, 2001, section 2)."""
     return costs.false_alarm / (costs.false_alarm + costs.miss)
+
+
+def decisions(contract: dict[str, Any], scores: np.ndarray) -> np.ndarray | None:
+    """Return what is decided for each row (n,): act or not, the class; None where a value is the answer."""
+    match contract["task"]:
+        case "binary":
+            return scores[:, 1] >= contract["threshold"]
+        case "multiclass":
+            return np.array(contract["classes"])[scores.argmax(axis=1)]
+        case _:
+            return None
 
 
 def cost(truth: np.ndarray, decision: np.ndarray, costs: Costs) -> float:

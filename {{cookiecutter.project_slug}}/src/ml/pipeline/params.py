@@ -7,7 +7,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ml.errors import ParamsError
 
@@ -41,6 +50,11 @@ METRICS = {
         "r2": "maximize",
     },
 }
+FAIRNESS = {
+    "binary": ("selection_rate", "true_positive_rate", "false_positive_rate"),
+    "multiclass": ("accuracy",),
+    "regression": ("mean_absolute_error",),
+}
 
 
 def _period(value: str) -> str:
@@ -50,6 +64,9 @@ def _period(value: str) -> str:
 
 
 Period = Annotated[str, AfterValidator(_period)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Limit = Annotated[float, Field(ge=0)]
+OFF = BeforeValidator(lambda value: None if value is False else value)
 
 
 class Section(BaseModel):
@@ -127,6 +144,95 @@ class Tune(Section):
     rows: int = Field(ge=1)
 
 
+class Repeat(Section):
+    """How often the recipe is trained again, to know what a retrain alone moves."""
+
+    seeds: int = Field(ge=2)
+
+
+class Review(Section):
+    """How the review draws its intervals."""
+
+    resamples: int = Field(ge=200)
+    confidence: float = Field(gt=0.5, lt=1)
+    seed: int = 0
+
+
+class DataGate(Section):
+    duplicates: Share
+    overlap: Share
+    leak: Share
+    shift: Share
+    nulls: Share
+    rows: Limit
+
+
+class FloorGate(Section):
+    metrics: dict[str, float] = {}
+
+
+class HarmGate(Section):
+    margins: dict[str, Limit] = Field(min_length=1)
+
+
+class CalibrationGate(Section):
+    error: Limit
+    margin: Limit
+
+
+class SlicesGate(Section):
+    floor: float
+
+
+class FairnessGate(Section):
+    """`difference` is the largest allowed between groups, `ratio` the smallest; both by figure."""
+
+    groups: dict[str, str] = Field(min_length=1)
+    difference: dict[str, Limit] = {}
+    ratio: dict[str, Share] = {}
+
+
+class PredictionsGate(Section):
+    flips: Share
+
+
+class Gates(Section):
+    """What a change must show; each key must stand, and `false` turns its gate off."""
+
+    data: Annotated[DataGate | None, OFF]
+    lock: bool
+    floor: Annotated[FloorGate | None, OFF]
+    harm: Annotated[HarmGate | None, OFF]
+    calibration: Annotated[CalibrationGate | None, OFF]
+    slices: Annotated[SlicesGate | None, OFF]
+    fairness: Annotated[FairnessGate | None, OFF]
+    behaviour: bool
+    predictions: Annotated[PredictionsGate | None, OFF]
+    parity: bool
+    determinism: bool
+    service: bool
+    image: bool
+
+    @field_validator("data", "floor", "harm", "calibration", "slices", "fairness", "predictions", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value is None or value is True:
+            raise ValueError("needs its settings below it; false turns the gate off")
+        return value
+
+
+class Report(Section):
+    rows: Literal["none", "masked", "full"]
+
+
+class Card(Section):
+    """What the model card says that no run knows."""
+
+    intended_use: str = Field(min_length=1)
+    out_of_scope: str = Field(min_length=1)
+    limits: list[str] = Field(min_length=1)
+
+
 class Params(Section):
     objective: Objective
     task: Literal["binary", "multiclass", "regression"]
@@ -134,7 +240,12 @@ class Params(Section):
     split: Split
     train: Train
     evaluate: Evaluate
+    repeat: Repeat
     tune: Tune
+    review: Review
+    gates: Gates
+    report: Report
+    card: Card
 
     @model_validator(mode="after")
     def _agree(self) -> Params:
@@ -144,6 +255,22 @@ class Params(Section):
                 f"objective.metric: {self.objective.metric!r} is not a metric of a {self.task} task; "
                 f"choose one of {', '.join(sorted(known))}"
             )
+        floors = self.gates.floor.metrics if self.gates.floor else {}
+        margins = self.gates.harm.margins if self.gates.harm else {}
+        for where, names in (("floor.metrics", floors), ("harm.margins", margins)):
+            if strange := next((name for name in names if name not in known), None):
+                raise ValueError(
+                    f"gates.{where}: {strange!r} is not a metric of a {self.task} task; "
+                    f"choose one of {', '.join(sorted(known))}"
+                )
+        fairness = self.gates.fairness
+        figures = FAIRNESS[self.task]
+        for name in {**fairness.difference, **fairness.ratio} if fairness else {}:
+            if name not in figures:
+                raise ValueError(
+                    f"gates.fairness: {name!r} is not a figure of a {self.task} task; "
+                    f"choose one of {', '.join(figures)}"
+                )
         if self.task == "binary" and self.objective.costs is None:
             raise ValueError("objective.costs is missing: a binary task needs false_alarm and miss")
         if self.split.by == "time" and self.split.holdout >= len(self.data.periods):
@@ -161,23 +288,31 @@ def read(path: Path = PATH) -> Params:
 
     Raises ParamsError with one line that names the key, its value and the nearest valid key.
     """
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: run this in the project's folder, or restore it with git") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path}: not valid YAML ({error})") from None
+
+
+def parse(text: str, where: str) -> Params:
+    """Return the settings that a text holds; raise ParamsError as `read` does, with `where` before it."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path} is missing: run this in the project's folder, or restore it with git") from None
+        raw = YAML(typ="safe").load(text)
     except (YAMLError, ValueError) as error:  # ValueError: a date such as 2013-02-31
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise ParamsError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ParamsError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: holds no sections; it must begin with objective, task, data, …")
+        raise ParamsError(f"{where}: holds no sections; it must begin with objective, task, data, …")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise ParamsError(f"{path}: " + "; ".join(dict.fromkeys(_sentence(e) for e in error.errors()[:5]))) from None
+        raise ParamsError(f"{where}: " + "; ".join(dict.fromkeys(_sentence(e) for e in error.errors()[:5]))) from None
 
 
 def _sentence(error: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 FOLDER = Path("data/ingest")
 LOCK = Path("dvc.lock")
 BREACHES = Path("reports/contract")
-LAST = ("split", "train", "evaluate")
+LAST = ("split", "train", "evaluate", "repeat")
 
 
 def stale(periods: list[str], folder: Path = FOLDER) -> list[Path]:

@@ -16,10 +16,11 @@ from ml.pipeline.contract import request_fields
 from ml.pipeline.estimators import pipeline as unfitted
 from ml.pipeline.features import inputs
 from ml.pipeline.params import METRICS, Params
-from ml.pipeline.tables import read_output, rounded, write_bytes
+from ml.pipeline.tables import read_output, rounded, write_bytes, write_parquet
 from ml.progress import steps
 
 MODEL = Path("models/model.onnx")
+EXPECTED = Path("reports/train/expected.parquet")
 SAMPLED = 20_000  # rows that importance is measured on
 CONTRACT_VERSION = 1
 
@@ -69,6 +70,15 @@ def contract(params: Params, model: Pipeline) -> dict[str, Any]:
     return found
 
 
+def expected(scores: np.ndarray, contract: dict[str, Any]) -> pd.DataFrame:
+    """Return the scores that `export.expected` gave as columns: `share_<class>`, or `value`.
+
+    The review compares them with what the ONNX file answers on the same rows, without the fitted pipeline.
+    """
+    names = [f"share_{name}" for name in contract.get("classes", [])] or ["value"]
+    return pd.DataFrame(scores.reshape(len(scores), len(names)).astype(float), columns=names)
+
+
 def importance(score: Any, rows: pd.DataFrame, truth: np.ndarray, better: int, seed: int) -> dict[str, float]:
     """Return what the objective loses when one field is shuffled (Breiman, 2001, section 10).
 
@@ -84,7 +94,7 @@ def importance(score: Any, rows: pd.DataFrame, truth: np.ndarray, better: int, s
 
 
 def run(params: Params) -> None:
-    """Write models/model.onnx, then record the run in MLflow.
+    """Write what scikit-learn answers on the holdout and models/model.onnx, then record the run in MLflow.
 
     Raises ExportError for a model that cannot be served as it was fitted, TrackingError when only the record failed.
     """
@@ -102,7 +112,7 @@ def run(params: Params) -> None:
         bar.update()
         converted, held = export.convert(model, inputs(train.head(1))), inputs(holdout)
         bar.update()
-        scores, difference = export.prove(model, converted, held, optional)
+        scores, wanted, difference = export.prove(model, converted, held, optional)
         bar.update()
         runtime, agreement = export.session(converted.SerializeToString()), contract(params, model)
         measured = partial(metrics.of_task, params, agreement)
@@ -116,6 +126,7 @@ def run(params: Params) -> None:
         )
         bar.update()
         content = export.with_metadata(converted, {"contract": agreement, "importance": weights})
+        write_parquet(expected(wanted, agreement), EXPECTED)
         write_bytes(content, MODEL)
         tracking.log_training(
             params=_flat(params.model_dump(mode="json")),

@@ -17,11 +17,29 @@ from threadpoolctl import threadpool_limits
 from ml.pipeline import params, split, tracking, train
 from ml.pipeline.tables import write_parquet
 
+OF_THE_USER = ("test_ingest.py", "test_yours.py")
 SMALL = {"train.settings": {"max_iter": 12, "min_samples_leaf": 20}, "evaluate.min_rows": 50}
 TASKS = {
     "binary": SMALL,
-    "multiclass": {**SMALL, "task": "multiclass", "data.target": "grade", "objective.metric": "log_loss_skill"},
-    "regression": {**SMALL, "task": "regression", "data.target": "hours", "objective.metric": "r2"},
+    "multiclass": {
+        **SMALL,
+        "task": "multiclass",
+        "data.target": "grade",
+        "objective.metric": "log_loss_skill",
+        "gates.harm.margins": {"log_loss_skill": 0.1, "accuracy": 0.05},
+        "gates.fairness.difference": {"accuracy": 0.3},
+        "gates.fairness.ratio": {},
+    },
+    "regression": {
+        **SMALL,
+        "task": "regression",
+        "data.target": "hours",
+        "objective.metric": "r2",
+        "gates.floor.metrics": {"mean_absolute_error": 2.0},
+        "gates.harm.margins": {"r2": 0.1, "mean_absolute_error": 0.2},
+        "gates.fairness.difference": {"mean_absolute_error": 1.0},
+        "gates.fairness.ratio": {},
+    },
 }
 Settings = Callable[..., params.Params]
 
@@ -46,8 +64,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test here depend on the files that are the user's, but for the test of their own `fetch`."""
-    if request.path.name != "test_ingest.py":
+    """Let no test depend on the files that are the user's, but for the tests of these."""
+    if request.path.name not in OF_THE_USER:
         example.install(monkeypatch)
 
 

@@ -1,6 +1,6 @@
 """The problem that the tests carry: jobs of a workshop, all four files in one.
 
-The tests of the pipeline put it in the place of params.yaml, schema.py, ingest.py and features.py, so that they hold
+The tests put it in the place of params.yaml, schema.py, ingest.py and features.py, so that they hold
 whatever those say. It has what a problem can have: text with and without categories, gaps, keys of three columns,
 a group, rows without a label, and a target for each task that follows from other fields than that of the next.
 """
@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from ml.pipeline import estimators, evaluate, features, ingest, schema, train, tune
+from ml.review import measure
 
 PERIODS = ["2013-01", "2013-02", "2013-03", "2013-04", "2013-05"]
 KEYS = ["started", "plant", "job"]
@@ -82,6 +83,58 @@ tune:
   folds: 3 # newest training periods
   rows: 60000 # a fold learns from at most so many
   trials: 30
+
+repeat:
+  seeds: 2
+
+review:
+  resamples: 200
+  confidence: 0.95
+
+gates:
+  data:
+    duplicates: 0.001
+    overlap: 0.01
+    leak: 0.9
+    shift: 0.15
+    nulls: 0.05
+    rows: 0.2
+  lock: true
+  floor:
+    metrics:
+      roc_auc: 0.6
+  harm:
+    margins:
+      average_precision_skill: 0.1
+      roc_auc: 0.05
+  calibration:
+    error: 0.15
+    margin: 0.05
+  slices:
+    floor: 0.0
+  fairness:
+    groups:
+      plant: plant
+    difference:
+      selection_rate: 0.6
+    ratio:
+      selection_rate: 0.2
+  behaviour: true
+  predictions:
+    flips: 0.3
+  parity: true
+  determinism: true
+  service: true
+  image: true
+
+report:
+  rows: masked
+
+card:
+  intended_use: Decide which machines to look at before a job.
+  out_of_scope: Anything else.
+  limits:
+    - Drawn from a formula.
 """
 
 
@@ -164,7 +217,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(schema, "Row", Row)
     patch.setattr(features, "Request", Request, raising=False)
     patch.setattr(ingest, "fetch", fetch)
-    for module in (features, train, evaluate, tune):
+    for module in (features, train, evaluate, tune, measure):
         patch.setattr(module, "inputs", inputs)
     for module in (features, estimators):
         patch.setattr(module, "transformer", transformer)
