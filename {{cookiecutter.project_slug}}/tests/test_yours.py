@@ -98,7 +98,7 @@ def test_each_estimator_in_use_is_served_as_it_is_fitted_on_your_features(name: 
     settings = PARAMS.train.settings if name == PARAMS.train.estimator else {}
     model = estimators.pipeline(name, PARAMS.task, {**settings, **FAST.get(name, {})}, 0).fit(table, targets(400))
 
-    scores, _ = export.prove(model, export.convert(model, table.head(1)), table)
+    scores, *_ = export.prove(model, export.convert(model, table.head(1)), table)
 
     assert len(scores) == 400
     assert np.isfinite(scores).all()

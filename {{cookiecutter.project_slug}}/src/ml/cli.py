@@ -36,6 +36,12 @@ def evaluate(_: Words) -> None:
     evaluate.run(params.read())
 
 
+def repeat(_: Words) -> None:
+    from ml.pipeline import params, repeat
+
+    repeat.run(params.read())
+
+
 def prune(_: Words) -> None:
     from ml.pipeline import params, prune
 
@@ -47,6 +53,31 @@ def tune(words: Words) -> None:
     from ml.pipeline import params, tune
 
     tune.run(params.read(), trials=words.trials, timeout=words.timeout)
+
+
+def review(words: Words) -> None:
+    from ml.pipeline import params
+    from ml.review import review
+
+    verdict = review.run(params.read(), words.against, words.base, words.approved)
+    for line in review.lines(verdict):
+        print(line)
+    if verdict.blocked:
+        raise UserError(verdict.headline)
+
+
+def diff(words: Words) -> None:
+    from ml.pipeline import params
+    from ml.review import review
+
+    print(review.diff(params.read(), words.against))
+
+
+def reproduce(words: Words) -> None:
+    from ml.pipeline import params
+    from ml.review import reproduce
+
+    reproduce.run(params.read(), full=words.full)
 
 
 def build(_: Words) -> None:
@@ -66,8 +97,12 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "split": (split, "part the rows into train and holdout", "ml split"),
     "train": (train, "fit, convert to ONNX and record the run", "ml train"),
     "evaluate": (evaluate, "score the holdout with the ONNX file", "ml evaluate"),
+    "repeat": (repeat, "train with other seeds, to know what a retrain alone moves", "ml repeat"),
     "prune": (prune, "remove what params.yaml no longer lists from data/ and dvc.lock", "ml prune"),
     "tune": (tune, "search estimators and settings; the best goes to params.yaml", "ml tune --trials 20 --timeout 600"),
+    "diff": (diff, "show which settings and metrics differ from a commit", "ml diff --against main"),
+    "review": (review, "judge the work tree against production and write the report", "ml review --against main"),
+    "reproduce": (reproduce, "retrain from dvc.lock elsewhere and compare the bytes", "ml reproduce --full"),
     "build": (build, "make the Bento of the service and the model", "ml build"),
     "serve": (serve, "answer requests at http://127.0.0.1:3000", "ml serve --port 3001"),
 }
@@ -90,6 +125,17 @@ def parser() -> argparse.ArgumentParser:
     words["ingest"].add_argument("period", help="a period of data.periods in params.yaml")
     words["tune"].add_argument("--trials", type=int, help="how many in all (default: tune.trials in params.yaml)")
     words["tune"].add_argument("--timeout", type=float, help="seconds after which no further trial starts")
+    words["diff"].add_argument("--against", default="main", metavar="REF", help="a commit (default: main)")
+    words["review"].add_argument(
+        "--against", metavar="REF", help="compare with it (default: production, then the base)"
+    )
+    words["review"].add_argument(
+        "--base", metavar="REF", help="take the gates from it (default: origin/main, then main)"
+    )
+    words["review"].add_argument(
+        "--approved", default="", metavar="WHO", help="the code owner who let gates be loosened"
+    )
+    words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
     words["serve"].add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default: 3000)")
     return root
 

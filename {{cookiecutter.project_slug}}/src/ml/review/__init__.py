@@ -1,0 +1,1 @@
+"""Is it good enough, and how do we say so?"""

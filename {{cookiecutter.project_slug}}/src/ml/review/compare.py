@@ -1,0 +1,218 @@
+"""How sure are we of a figure, and of a difference: metrics under row weights, and their paired bootstrap.
+
+A measure maps weights (b, n) to a figure for each of the b resamples; a resample is how often each row was drawn.
+With weights of one it gives what `ml.pipeline.metrics` gives (a test holds the two together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ml.pipeline import metrics
+from ml.pipeline.params import METRICS, Costs, Params
+from ml.review.verdict import Interval
+
+Measure = Callable[[np.ndarray], dict[str, np.ndarray]]
+CELLS = 4_000_000  # weights held at once, 8 bytes each
+POWER = 0.8  # of the smallest detectable difference
+
+
+def weights(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each row was drawn, in chunks (b, rows) of bounded size; the same seed gives the same draws."""
+    random = np.random.default_rng(seed)
+    step = max(1, CELLS // max(rows, 1))
+    for start in range(0, resamples, step):
+        drawn = [random.integers(0, rows, rows) for _ in range(min(step, resamples - start))]
+        yield np.stack([np.bincount(places, minlength=rows) for places in drawn]).astype(float)
+
+
+def bootstrap(measures: dict[str, Measure], rows: int, resamples: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """Return for each measure the figures (resamples,) by name, all of the same draws, so that differences are paired.
+
+    Efron and Tibshirani (1993), chapter 13. Memory does not grow with rows times resamples.
+    """
+    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in measures}
+    for drawn in weights(rows, resamples, seed):
+        for name, measure in measures.items():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found[name].append(measure(drawn))
+    return {
+        name: {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for name, parts in found.items()
+    }
+
+
+def interval(value: float, draws: np.ndarray, confidence: float) -> Interval:
+    """Return the value between the percentiles of its draws; draws without a figure (one class only) are left out."""
+    drawn = draws[np.isfinite(draws)]
+    if not len(drawn) or not np.isfinite(value):
+        return Interval(value=float(value), low=None, high=None)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value=float(value), low=float(low), high=float(high))
+
+
+def detectable(draws: np.ndarray, confidence: float) -> float:
+    """Return the smallest true difference that so many rows show with a probability of 0.8 (Cohen, 1988)."""
+    deviations = stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(POWER)
+    return float(deviations * np.nanstd(draws))
+
+
+def at_once(measure: Measure, rows: int) -> dict[str, float]:
+    """Return the figures of the rows as they are."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {name: float(values[0]) for name, values in measure(np.ones((1, rows))).items()}
+
+
+def within(measure: Measure, places: np.ndarray) -> Measure:
+    """Return the measure of a part of the rows: `places` are its row numbers in the whole."""
+    return lambda drawn: measure(drawn[:, places])
+
+
+def measure(
+    params: Params, contract: dict[str, Any], truth: np.ndarray, score: np.ndarray, only: str | None = None
+) -> Measure:
+    """Return the metrics of the task (or only one, which is quicker) for what `export.scores` gives."""
+    bins = params.evaluate.bins
+    match params.task:
+        case "binary":
+            found = _binary(truth, score[:, 1], contract["threshold"], params.objective.costs, bins)
+        case "multiclass":
+            found = _multiclass(truth, score, contract["classes"], bins)
+        case _:
+            found = _regression(truth, score)
+    parts = {only: found[only]} if only else {name: found[name] for name in (*METRICS[params.task], *found)}
+    return lambda drawn: _named(parts, drawn)
+
+
+def _named(parts: dict[str, Any], drawn: np.ndarray) -> dict[str, np.ndarray]:
+    # Metrics of one family share a sort or a product of matrices.
+    shared: dict[int, dict[str, np.ndarray]] = {}
+    for family in parts.values():
+        if id(family) not in shared:
+            shared[id(family)] = family(drawn)
+    return {name: shared[id(family)][name] for name, family in parts.items()}
+
+
+def _sums(columns: list[np.ndarray], combine: Callable[..., dict[str, np.ndarray]]) -> Measure:
+    table = np.column_stack([np.asarray(column, dtype=float) for column in columns])
+    return lambda drawn: combine(drawn.sum(axis=1), *(drawn @ table).T)
+
+
+def ranking(truth: np.ndarray, score: np.ndarray) -> Measure:
+    """Return the measure of `roc_auc` and `average_precision` (ties count half, and as one step)."""
+    order = np.argsort(-score, kind="stable")
+    sorted_score, positive = score[order], (truth[order] == 1).astype(float)
+    ends = np.append(np.flatnonzero(np.diff(sorted_score)), len(score) - 1)
+
+    def figures(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        drawn = drawn[:, order]
+        hits = np.cumsum(drawn * positive, axis=1)[:, ends]
+        taken = np.cumsum(drawn, axis=1)[:, ends]
+        new_hits = np.diff(hits, axis=1, prepend=0)
+        new_misses = np.diff(taken, axis=1, prepend=0) - new_hits
+        positives, total = hits[:, -1], taken[:, -1]
+        area = np.sum(new_misses * (hits - new_hits / 2), axis=1) / (positives * (total - positives))
+        precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
+        average = np.sum(new_hits * precision, axis=1) / positives
+        base = positives / total
+        return {
+            "roc_auc": area,
+            "average_precision": average,
+            "average_precision_skill": (average - base) / (1 - base),
+        }
+
+    return figures
+
+
+def _calibration(outcome: np.ndarray, score: np.ndarray, bins: int) -> Measure:
+    place = metrics.bin_of(score, bins)
+    gaps = [np.where(place == number, score - outcome, 0.0) for number in range(bins)]
+    return _sums(gaps, lambda n, *gap: {"expected_calibration_error": np.sum(np.abs(gap), axis=0) / n})
+
+
+def _binary(truth: np.ndarray, score: np.ndarray, at: float, costs: Costs, bins: int) -> dict[str, Measure]:
+    decision, positive = score >= at, truth == 1
+    sure = np.clip(score, np.finfo(float).eps, 1 - np.finfo(float).eps)
+    loss = -np.where(positive, np.log(sure), np.log1p(-sure))
+
+    def combine(n: np.ndarray, loss: Any, square: Any, taken: Any, hit: Any, late: Any) -> dict[str, np.ndarray]:
+        return {
+            "log_loss": loss / n,
+            "brier": square / n,
+            "precision": np.where(taken > 0, hit / np.maximum(taken, 1), 0.0),
+            "recall": hit / late,
+            "selection_rate": taken / n,
+            "cost": ((taken - hit) * costs.false_alarm + (late - hit) * costs.miss) / n,
+        }
+
+    ranked = ranking(truth, score)
+    summed = _sums([loss, (score - truth) ** 2, decision, decision & positive, positive], combine)
+    return {
+        **dict.fromkeys(("roc_auc", "average_precision", "average_precision_skill"), ranked),
+        **dict.fromkeys(("log_loss", "brier", "precision", "recall", "selection_rate", "cost"), summed),
+        "expected_calibration_error": _calibration(truth, score, bins),
+    }
+
+
+def _multiclass(truth: np.ndarray, score: np.ndarray, classes: list[str], bins: int) -> dict[str, Measure]:
+    score = score / score.sum(axis=1, keepdims=True)
+    names = np.array(classes)
+    one_hot = truth[:, None] == names[None, :]
+    chosen = names[score.argmax(axis=1)][:, None] == names[None, :]
+    sure = np.clip(score, np.finfo(float).eps, 1)
+    loss = -np.log(np.sum(np.where(one_hot, sure, 0.0), axis=1))
+    square = np.sum((score - one_hot) ** 2, axis=1)
+    ranked, k = [ranking(one_hot[:, i].astype(int), score[:, i]) for i in range(len(classes))], len(classes)
+
+    def combine(n: np.ndarray, loss: Any, square: Any, *counts: Any) -> dict[str, np.ndarray]:
+        right, actual, given = (np.stack(counts[i * k : (i + 1) * k]) for i in range(3))
+        share = actual / n
+        entropy = -np.sum(np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), 0), axis=0)
+        seen = (actual + given) > 0
+        f1 = np.where(seen, 2 * right / np.maximum(actual + given, 1), np.nan)
+        return {
+            "accuracy": right.sum(axis=0) / n,
+            "balanced_accuracy": np.nanmean(np.where(actual > 0, right / np.maximum(actual, 1), np.nan), axis=0),
+            "f1_macro": np.nanmean(f1, axis=0),
+            "log_loss": loss / n,
+            "log_loss_skill": 1 - (loss / n) / entropy,
+            "brier": square / n,
+        }
+
+    columns = [loss, square, *(one_hot & chosen).T, *one_hot.T, *chosen.T]
+    right = np.any(one_hot & chosen, axis=1).astype(float)
+    names_of_sums = ("accuracy", "balanced_accuracy", "f1_macro", "log_loss", "log_loss_skill", "brier")
+    return {
+        **dict.fromkeys(names_of_sums, _sums(columns, combine)),
+        "roc_auc": lambda drawn: {"roc_auc": np.mean([one(drawn)["roc_auc"] for one in ranked], axis=0)},
+        "expected_calibration_error": _calibration(right, score.max(axis=1), bins),
+    }
+
+
+def _regression(truth: np.ndarray, value: np.ndarray) -> dict[str, Measure]:
+    error, centred = value - truth, truth - truth.mean()
+    order = np.argsort(np.abs(error), kind="stable")
+    ordered = np.abs(error)[order]
+
+    def combine(n: np.ndarray, size: Any, square: Any, sum_: Any, sum_of_squares: Any, bias: Any) -> dict[str, Any]:
+        return {
+            "mean_absolute_error": size / n,
+            "root_mean_squared_error": np.sqrt(square / n),
+            "r2": 1 - square / (sum_of_squares - sum_**2 / n),
+            "bias": bias / n,
+        }
+
+    def median(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        upto = np.cumsum(drawn[:, order], axis=1)
+        last = upto[:, -1:]
+        middle = [ordered[np.argmax(upto > rank, axis=1)] for rank in ((last - 1) // 2, last // 2)]
+        return {"median_absolute_error": np.mean(middle, axis=0)}
+
+    summed = _sums([np.abs(error), error**2, centred, centred**2, error], combine)
+    return {
+        **dict.fromkeys(("mean_absolute_error", "root_mean_squared_error", "r2", "bias"), summed),
+        "median_absolute_error": median,
+    }

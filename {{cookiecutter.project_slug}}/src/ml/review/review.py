@@ -1,0 +1,336 @@
+"""Reviews the work tree: measures it beside production, judges it by the base's gates and writes the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from ml.errors import SourceError, UserError
+from ml.pipeline import params as settings
+from ml.pipeline import split, tracking, train
+from ml.pipeline.params import Params
+from ml.pipeline.tables import write_bytes
+from ml.review import behaviour, card, gates, lock, measure, plots, report, sides
+from ml.review.gates import Facts
+from ml.review.verdict import Change, Importance, Side, Verdict
+
+FOLDER = Path("reports/review")
+CARD = Path("reports/card.md")
+METRICS = "reports/evaluate/metrics.json"
+LEAST = 30  # rows; fewer cannot be compared at all
+OF_MODEL = ("data", "floor", "harm", "calibration", "slices", "fairness", "behaviour", "predictions", "parity")
+OF_PRODUCTION = ("harm", "calibration", "predictions")
+
+
+class Collector:
+    """Gathers facts; what raises UserError makes its gates unjudged, with the reason."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.unjudged: dict[str, str] = {}
+        self.broken: dict[str, str] = {}
+
+    def take(self, found: Callable[[], dict[str, Any]], *of: str) -> None:
+        try:
+            self.facts.update(found())
+        except UserError as error:
+            self.unjudged.update(dict.fromkeys(of, str(error)))
+
+
+def judging(own: Params, base: sides.Commit | None) -> tuple[Params, Params | None, str]:
+    """Return the settings to judge by, the base's own, and what to say of it.
+
+    What is judged stays the change's; how it is judged comes from the base.
+    """
+    if base is None:
+        return own, None, "There is no base yet: the gates are the change's own."
+    content = base.file("params.yaml")
+    if content is None or b"\ngates:" not in content:
+        return own, None, f"{base.ref} has no gates yet: they are the change's own."
+    theirs = settings.parse(content.decode(errors="replace"), f"params.yaml of {base.ref}")
+    if theirs.task != own.task:
+        return own, theirs, "The task changed: the base's gates do not fit it, so the change's own are used."
+    return own.model_copy(update={name: getattr(theirs, name) for name in gates.JUDGED_BY}), theirs, ""
+
+
+def expectations(base: sides.Commit | None) -> tuple[behaviour.Cases, behaviour.Cases, list[Change]]:
+    """Return the change's cases, the base's with the change's further ones, and which of the base's are altered."""
+    path = Path(behaviour.PATH)
+    own = behaviour.parse(path.read_bytes() if path.exists() else b"")
+    content = base.file(behaviour.PATH) if base else None
+    if content is None:
+        return own, own, []
+    theirs = behaviour.parse(content, f"{behaviour.PATH} of {base.ref}")
+    mine, known = own.by_name(), theirs.by_name()
+    altered = [
+        Change(name=f"behaviour: {name}", before=_words(case), after=_words(mine.get(name)))
+        for name, case in known.items()
+        if mine.get(name) != case
+    ]
+    kept = {
+        kind: [*getattr(theirs, kind), *(case for case in getattr(own, kind) if case.name not in known)]
+        for kind in behaviour.Cases.model_fields
+    }
+    return own, behaviour.Cases(**kept), altered
+
+
+def _words(case: behaviour.Case | None) -> str:
+    return "" if case is None else json.dumps(case.model_dump(exclude={"name"}, exclude_defaults=True), sort_keys=True)
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """Return the settings that differ, by dotted key."""
+    old, new = gates.flat(before), gates.flat(after)
+    return [
+        Change(name=key, before=gates.text(old.get(key)), after=gates.text(new.get(key)))
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+
+
+def collect(
+    params: Params,
+    own_lock: dict[str, str],
+    base: sides.Commit | None,
+    against: sides.Commit | None,
+    cases: behaviour.Cases,
+) -> tuple[Facts, dict[str, Any]]:
+    """Return the facts, and what only the report shows (with the scores that are drawn)."""
+    found, shown = Collector(), dict[str, Any]()
+    found.take(lambda: {"lock": lock.problems(Path.cwd())}, "lock")
+    found.facts["reproduced"] = measure.reproduced()
+    try:
+        ours = measure.candidate(params)
+    except UserError as error:
+        found.unjudged.update(dict.fromkeys(OF_MODEL, str(error)))
+        return Facts(first=against is None, **found.facts, unjudged=found.unjudged), shown
+    theirs = None
+    if against is not None:
+        try:
+            theirs = measure.production(against, ours, own_lock)
+            if theirs.mask.sum() < LEAST:
+                rows = f"{theirs.mask.sum()} of {len(theirs.mask)} holdout rows"
+                raise UserError(f"production's model learned from all but {rows}: too few to compare on")
+        except SourceError as error:
+            found.broken.update(dict.fromkeys(OF_PRODUCTION, f"production cannot be read: {error}"))
+            theirs = None
+        except UserError as error:
+            found.unjudged.update(dict.fromkeys(OF_PRODUCTION, str(error)))
+            theirs = None
+    found.facts["whole"] = measure.whole(params, ours)
+    found.take(lambda: {"metrics": measure.compared(params, ours, theirs, measure.noise())}, "harm", "calibration")
+    found.take(lambda: {"slices": measure.sliced(params, ours, theirs)}, "slices")
+    found.take(lambda: {"groups": measure.grouped(params, ours)}, "fairness")
+    found.take(lambda: {"schema_changes": measure.schema_changes(ours, base)}, "data")
+    found.take(lambda: measure.columns(params, ours, base, own_lock), "data")
+    found.take(
+        lambda: {
+            "behaviour": behaviour.failures(cases, ours.runtime, ours.contract, ours.holdout),
+            "cases": len(cases.all()),
+        },
+        "behaviour",
+    )
+    found.take(
+        lambda: {"parity": measure.parity(ours), "misreported": measure.misreported(found.facts["whole"])}, "parity"
+    )
+    found.facts["measured"] = measure.results(ours.model)
+    shown["reliability"] = measure.reliability(params, ours.truth, ours.scores, ours.contract)
+    shown["importance"] = [
+        Importance(name=name, candidate=value, production=theirs.importance.get(name) if theirs else None)
+        for name, value in sorted(ours.importance.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    if theirs is not None:
+        changed = measure.flipped(ours, theirs)[theirs.mask]
+        shown["flips"] = found.facts["flips"] = float(changed.mean())
+        shown["largest"] = measure.largest(params, ours, theirs)
+        shown["reliability_before"] = measure.reliability(
+            params, ours.truth[theirs.mask], theirs.scores[theirs.mask], theirs.contract
+        )
+    shown["sides"] = (ours, theirs)
+    facts = Facts(first=against is None, **found.facts, unjudged=found.unjudged, broken=found.broken)
+    return facts, shown
+
+
+def notes(facts: Facts, params: Params) -> list[str]:
+    """Return what a reader should know beside the gates."""
+    found = []
+    for metric in facts.metrics:
+        # Two retrains of one recipe differ by sqrt(2) deviations of one, and 19 of 20 times by less than twice that.
+        usual = 2 * 2**0.5 * (metric.noise or 0.0)
+        if metric.margin is not None and metric.margin < usual:
+            found.append(
+                f"The margin {metric.margin:g} of {metric.name} is below what a retrain alone may move ({usual:.4f}): "
+                "expect false alarms, or raise it."
+            )
+    if facts.metrics and not any(metric.noise is not None for metric in facts.metrics):
+        found.append("The noise of retraining is not known: reports/repeat/metrics.json is missing.")
+    return found
+
+
+def run(params: Params, against: str | None = None, base: str | None = None, approved: str = "") -> Verdict:
+    """Write the report, the page and the card of the work tree, and return the verdict."""
+    base_ref = base or sides.default_base()
+    at_base = sides.Commit.at(base_ref) if base_ref else None
+    other_ref = against or sides.newest_production() or base_ref
+    at_other = sides.Commit.at(other_ref) if other_ref else None
+    model, commit = str(train.MODEL), tracking.commit()
+    if at_other is not None and model not in at_other.outputs():
+        at_other = None
+    own_lock = sides.locked(Path("dvc.lock").read_bytes(), "the work tree") if Path("dvc.lock").exists() else {}
+    unjudged: dict[str, str] = {}
+    try:
+        judged_by, theirs, note = judging(params, at_base)
+    except UserError as error:
+        judged_by, theirs, note, unjudged = params, None, "", {"gates": str(error)}
+    cases, held_to, altered = behaviour.Cases(), behaviour.Cases(), []
+    try:
+        cases, held_to, altered = expectations(at_base)
+    except UserError as error:
+        unjudged["behaviour"] = str(error)
+    loosened = [*(gates.loosened(theirs, params) if theirs else []), *altered]
+    facts, shown = collect(judged_by, own_lock, at_base, at_other, held_to)
+    facts = replace(facts, loosened=loosened, unjudged={**facts.unjudged, **unjudged})
+    results = gates.judge(facts, judged_by)
+    base_results, own_results = [], []
+    if loosened:
+        own_facts, own_shown = collect(params, own_lock, at_base, at_other, cases)
+        own_facts = replace(own_facts, loosened=loosened, unjudged={**own_facts.unjudged, **unjudged})
+        base_results, own_results = results, gates.judge(own_facts, params, approved)
+        if approved:
+            facts, shown, results = own_facts, own_shown, own_results
+    seen_sides = shown.pop("sides", None)
+    verdict = Verdict(
+        project=project()["name"],
+        task=params.task,
+        decision=params.objective.decision,
+        objective=judged_by.objective.metric,
+        confidence=judged_by.review.confidence,
+        candidate=Side(
+            ref="work tree",
+            commit=commit.get("git.commit", ""),
+            dirty=commit.get("git.dirty") == "true",
+            model=own_lock.get(model, ""),
+        ),
+        production=at_other.side() if at_other else None,
+        base=at_base.side() if at_base else None,
+        approved=approved,
+        results=results,
+        base_results=base_results,
+        own_results=own_results,
+        loosened=loosened,
+        notes=[*([note] if note else []), *notes(facts, judged_by)],
+        metrics=facts.metrics,
+        slices=facts.slices,
+        groups=facts.groups,
+        columns=facts.columns,
+        schema_changes=facts.schema_changes,
+        rows=facts.rows,
+        params=differences(theirs.model_dump(mode="json"), params.model_dump(mode="json")) if theirs else [],
+        code=sides.changed(at_base.sha) if at_base else [],
+        service=facts.measured.get("service", {}),
+        environment=tracking.environment(),
+        commands=commands(commit.get("git.commit", ""), other_ref if at_other else None),
+        **shown,
+    )
+    write(verdict, seen_sides, params)
+    return verdict
+
+
+def write(verdict: Verdict, seen: tuple[measure.Candidate, measure.Production | None] | None, params: Params) -> None:
+    """Write verdict, report and page, and the card where there is a model."""
+    drawings = {}
+    if seen is not None:
+        drawings = drawn(verdict, *seen)
+        ours = seen[0]
+        content = card.card(verdict, card_facts(verdict, params, ours))
+        write_bytes(content.encode(), CARD)
+    report.write(verdict, drawings, FOLDER)
+
+
+def drawn(verdict: Verdict, ours: measure.Candidate, theirs: measure.Production | None) -> dict[str, str]:
+    """Return the drawings, both models on the rows that neither learned from."""
+    mask = slice(None) if theirs is None else theirs.mask
+    scores = [side.scores[mask] for side in (ours, theirs) if side is not None]
+    if verdict.task == "binary":
+        scores = [side[:, 1] for side in scores]
+    before = scores[1] if theirs is not None else None
+    contract = ours.contract
+    return plots.draw(
+        verdict, ours.truth[mask], scores[0], before, contract.get("threshold"), contract.get("classes", [])
+    )
+
+
+def lines(verdict: Verdict) -> list[str]:
+    """Return the verdict as a terminal shows it."""
+    width = max(len(result.gate) for result in verdict.results)
+    against = f"against {verdict.production.ref}" if verdict.production else "the first model"
+    told = [f"{result.gate:<{width}}  {result.status:<10}  {result.sentence}" for result in verdict.results]
+    return [*told, *verdict.notes, f"{FOLDER}/report.html ({against})"]
+
+
+def diff(params: Params, ref: str) -> str:
+    """Return as Markdown which settings and metrics differ from a commit.
+
+    Raises UserError where a side has no metrics, since an empty table would say that nothing changed.
+    """
+    commit = sides.Commit.at(ref)
+    content = {"params.yaml": commit.file("params.yaml"), METRICS: commit.file(METRICS)}
+    if absent := next((name for name, found in content.items() if found is None), None):
+        raise UserError(f"{ref} has no {absent}: choose a commit after its make pipeline, with --against")
+    if not Path(METRICS).exists():
+        raise UserError(f"{METRICS} is missing here: run make pipeline")
+    then, now = (json.loads(text) for text in (content[METRICS], Path(METRICS).read_text()))
+    before = YAML(typ="safe").load(content["params.yaml"].decode(errors="replace"))
+    found = [*differences(before, params.model_dump(mode="json", exclude_unset=True)), *differences(then, now)]
+    rows = [f"| {change.name} | {change.before} | {change.after} |" for change in found]
+    return "\n".join([f"| | {ref} | work tree |", "| --- | --- | --- |", *rows] if rows else [f"the same as on {ref}"])
+
+
+def card_facts(verdict: Verdict, params: Params, ours: measure.Candidate) -> dict[str, Any]:
+    """Return what the card says beside the verdict."""
+    about = project()
+    periods = {side: sorted(getattr(ours, side)["period"].unique()) for side in ("train", "holdout")}
+    before = verdict.production
+    return {
+        "name": about["name"],
+        "description": about.get("description", ""),
+        "owner": (about.get("authors") or [{}])[0].get("name", ""),
+        "license": about.get("license", ""),
+        "decision": params.objective.decision,
+        "intended_use": params.card.intended_use,
+        "out_of_scope": params.card.out_of_scope,
+        "limits": params.card.limits,
+        "periods_train": periods["train"],
+        "periods_holdout": periods["holdout"],
+        "rows_train": len(ours.train),
+        "rows_holdout": len(ours.holdout),
+        "model_sha256": hashlib.sha256(ours.model).hexdigest(),
+        "model_md5": hashlib.md5(ours.model, usedforsecurity=False).hexdigest(),
+        "data_md5": hashlib.md5(split.TRAIN.read_bytes(), usedforsecurity=False).hexdigest(),
+        "estimator": params.train.estimator,
+        "settings": params.train.settings,
+        "commit": verdict.candidate.commit,
+        "environment": verdict.environment,
+        "rollback": f"{before.version or before.ref}, commit {before.commit[:12]}, model {before.model[:12]}"
+        if before
+        else "none: this is the first model",
+        "threshold": ours.contract.get("threshold"),
+    }
+
+
+def project() -> dict[str, Any]:
+    """Return the section `project` of pyproject.toml."""
+    return tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def commands(commit: str, against: str | None) -> list[str]:
+    """Return what makes this report again."""
+    fetch = [f"git checkout {commit}"] if commit else []
+    return [*fetch, "make setup", "make pipeline", f"make review AGAINST={against}" if against else "make review"]

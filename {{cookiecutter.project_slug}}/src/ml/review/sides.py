@@ -1,0 +1,159 @@
+"""Reads the other sides of a review from git and DVC, never from the work tree."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml.errors import SourceError, UserError
+from ml.review.verdict import Code, Side
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CACHE = Path(".dvc/cache/files/md5")
+STAGE = re.compile(r"model#production#(\d+)")
+
+
+def git(*words: str) -> bytes:
+    """Return what git prints; raise UserError with its last line where it fails."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, check=True).stdout
+    except OSError:
+        raise UserError("git is not on PATH: install it, since a review compares with what git holds") from None
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"git {words[0]}: {reason}") from None
+
+
+def commit(ref: str) -> str | None:
+    """Return the commit that a ref names; None where there is none."""
+    try:
+        return git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}").decode().strip()
+    except UserError:
+        return None
+
+
+def show(ref: str, path: str) -> bytes | None:
+    """Return a file of a commit; None where the commit has none."""
+    try:
+        return git("show", "--end-of-options", f"{ref}:{path}")
+    except UserError:
+        return None
+
+
+def changed(ref: str) -> list[Code]:
+    """Return the files that the work tree changes against a commit, and the lines; new files that git ignores apart."""
+    counted = git("diff", "--numstat", "-z", "--no-renames", ref).decode(errors="replace").split("\0")
+    found = [line.split("\t", 2) for line in counted if line.count("\t") >= 2]
+    new = git("ls-files", "-z", "--others", "--exclude-standard").decode(errors="replace").split("\0")
+    return [Code(path=p, added=_lines(a), removed=_lines(r)) for a, r, p in found] + [
+        Code(path=path, added=None, removed=0) for path in new if path
+    ]
+
+
+def _lines(count: str) -> int | None:
+    return int(count) if count.isdigit() else None
+
+
+def newest_production() -> str | None:
+    """Return the tag of the newest assignment of the stage production, as GTO writes it; None before the first."""
+    listed = git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/tags/model#production*").decode().splitlines()
+    assigned = [tag for tag in listed if STAGE.fullmatch(tag)]
+    return max(assigned, key=lambda tag: int(STAGE.fullmatch(tag)[1]), default=None)
+
+
+def default_base() -> str | None:
+    """Return the branch that a change goes to; None in a repository without one."""
+    return next((ref for ref in ("origin/main", "main") if commit(ref)), None)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit as the review reads it: its files from git, its outputs by the hashes of its dvc.lock."""
+
+    ref: str
+    sha: str
+
+    @classmethod
+    def at(cls, ref: str) -> Commit:
+        """Return the commit; raise UserError where git does not know the ref."""
+        if (sha := commit(ref)) is None:
+            raise UserError(f"{ref} is not a commit that git knows here: fetch it, or name another with --against")
+        return cls(ref, sha)
+
+    def file(self, path: str) -> bytes | None:
+        return show(self.sha, path)
+
+    def outputs(self) -> dict[str, str]:
+        """Return the md5 of each output by its path; empty where the commit has no dvc.lock.
+
+        Raises SourceError where the lock cannot be read.
+        """
+        content = self.file("dvc.lock")
+        return {} if content is None else locked(content, self.ref)
+
+    def read(self, path: str) -> bytes:
+        """Return an output's bytes from DVC's cache or remote, hash-checked; raise SourceError where that fails."""
+        md5 = self.outputs().get(path)
+        if md5 is None:
+            raise SourceError(f"{path} is not in dvc.lock of {self.ref}")
+        return stored(md5, f"{path} of {self.ref}")
+
+    def table(self, path: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """Return a Parquet output (or some of its columns)."""
+        import pandas as pd
+
+        try:
+            return pd.read_parquet(BytesIO(self.read(path)), columns=columns)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{path} of {self.ref} is not readable: {str(error).splitlines()[0]}") from None
+
+    def side(self) -> Side:
+        """Return what the verdict says of this commit."""
+        tag = STAGE.fullmatch(self.ref)
+        version = f"production {tag[1]}" if tag else ""
+        return Side(ref=self.ref, commit=self.sha, model=self.outputs().get("models/model.onnx", ""), version=version)
+
+
+def locked(content: bytes, where: str) -> dict[str, str]:
+    """Return the md5 of each output by its path as a dvc.lock has it; raise SourceError where it is not one."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        stages: dict[str, Any] = (YAML(typ="safe", pure=False).load(content.decode()) or {}).get("stages") or {}
+        return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+    except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        raise SourceError(f"dvc.lock of {where} is not readable: restore it with git, or run make pipeline") from None
+
+
+def stored(md5: str, what: str) -> bytes:
+    """Return the object with the hash from DVC's cache or remote; raise SourceError where neither has it."""
+    path = CACHE / md5[:2] / md5[2:]
+    if not path.exists():
+        _pull(md5)
+    if not path.exists():
+        raise SourceError(f"{what} ({md5[:8]}) is neither in DVC's cache nor in a remote: pull or push it first")
+    content = path.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise SourceError(f"{what} ({md5[:8]}) is damaged in DVC's cache: delete {path} and pull it again")
+    return content
+
+
+def _pull(md5: str) -> None:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_objects.errors import ObjectDBError
+
+    try:
+        with Repo() as repo:
+            repo.cloud.pull([HashInfo("md5", md5)])
+    except (DvcException, ObjectDBError, OSError):
+        return  # `stored` then says what is missing
