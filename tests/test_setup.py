@@ -184,12 +184,3 @@ def test_resolve_leaves_other_conflicts_to_people(merging: Path) -> None:
     assert said.returncode == 2
     assert said.stderr.splitlines()[0] == "still in conflict: params.yaml - edit and git add them, then make resolve"
     assert "<<<<<<<" in (merging / "dvc.lock").read_text()
-
-
-def test_diff_shows_settings_and_metrics_as_markdown(merging: Path) -> None:
-    done(merging, "git", "merge", "--abort")
-
-    shown = done(merging, require("make"), "diff", "AGAINST=other")
-
-    assert "| params.yaml | a " in shown
-    assert "| reports/evaluate/metrics.json | sum " in shown

@@ -12,12 +12,18 @@ from real import Project, ask, drawn_plots, ran, serving, set_up
 
 pytestmark = pytest.mark.slow
 TASKS = Path(__file__).parent / "tasks"
-FILES = {"params.yaml": "", "ingest.py": "src/ml/pipeline", "schema.py": "src/ml/pipeline"}
+FILES = {
+    "params.yaml": "",
+    "ingest.py": "src/ml/pipeline",
+    "schema.py": "src/ml/pipeline",
+    "behaviour.yaml": "tests",
+}
 MADE = {
     "dvc.lock",
     "reports/evaluate/dvc.yaml",
     "reports/evaluate/metrics.json",
     "reports/evaluate/slices.json",
+    "reports/repeat/metrics.json",
     "reports/split/rows.json",
 }
 WINE = {
@@ -32,7 +38,7 @@ WINE = {
     "expected_calibration_error",
 }
 DIABETES = {"rows", "mean_absolute_error", "root_mean_squared_error", "median_absolute_error", "r2", "bias"}
-# Keys of the metrics, the one that must be above its floor, plots, a spoiled field, keys of a prediction.
+# Keys of the metrics, the one above its floor, plots, a spoiled field, keys of a prediction, a changed setting.
 FACTS = {
     "wine": (
         WINE,
@@ -40,6 +46,7 @@ FACTS = {
         {"calibration", "confusion", "importance"},
         {"colour": 3},
         {"label", "probabilities"},
+        ("n_estimators: 60", "n_estimators: 70"),
     ),
     "diabetes": (
         DIABETES,
@@ -47,6 +54,7 @@ FACTS = {
         {"calibration", "residuals", "importance"},
         {"age": 200},
         {"value"},
+        ("alpha: 1.0", "alpha: 1.1"),
     ),
 }
 
@@ -105,7 +113,7 @@ def test_plots_are_those_of_the_task_and_dvc_draws_their_columns(name: str, proj
 
 
 def test_service_answers_a_good_row_and_refuses_a_bad_one(name: str, project: Project) -> None:
-    *_, spoiled, keys = FACTS[name]
+    *_, spoiled, keys, _ = FACTS[name]
     project.done("make", "build")
     fields = json.loads((project / "build/bento/contract.json").read_text())["fields"]
     good = {field["name"]: field["example"] for field in fields}
@@ -120,6 +128,24 @@ def test_service_answers_a_good_row_and_refuses_a_bad_one(name: str, project: Pr
     assert [(found["row"], found["field"]) for found in error["problems"]] == [(1, *spoiled)]
 
 
+def test_review_passes_the_first_model_and_compares_the_next(name: str, project: Project, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    said = copy.done("make", "review", PYTHONPATH=str(copy / "src"))
+    assert "failed" not in said
+    assert "not judged" not in said
+    copy.commit("Train the first model")
+    copy.change(*FACTS[name][5])
+    copy.done("make", "pipeline")
+
+    said = copy.done("make", "review", PYTHONPATH=str(copy / "src"))
+
+    verdict = json.loads((copy / "reports/review/verdict.json").read_text())
+    assert verdict["production"]["ref"] == "main"
+    assert {metric["name"] for metric in verdict["metrics"]} >= FACTS[name][0] - {"rows"}
+    assert all(metric["delta"] for metric in verdict["metrics"])
+    assert (copy / "reports/card.md").read_text().count("## ") >= 9
+
+
 def test_tune_searches_and_the_pipeline_runs_with_what_it_finds(project: Project) -> None:
     project.commit("Make it ours")
 
@@ -128,7 +154,7 @@ def test_tune_searches_and_the_pipeline_runs_with_what_it_finds(project: Project
     assert "best of 2 trials" in printed
     changed = project.done("git", "status", "--porcelain").split()
     assert changed in (["M", "params.yaml"], [])
-    assert ran(project.done("make", "pipeline")) == (["train", "evaluate"] if changed else [])
+    assert ran(project.done("make", "pipeline")) == (["train", "evaluate", "repeat"] if changed else [])
 
 
 def test_the_projects_own_checks_pass_once_the_test_of_the_examples_fetch_is_gone(
