@@ -172,14 +172,16 @@ def loosen(project: Project) -> None:
 
 
 def too_few(project: Project) -> None:
-    """Judge by one day of the newest month."""
+    """Judge another model by one evening of the newest month."""
     project.change(LABELLED, LABELLED + FEW, SPLIT)
+    project.change("max_iter: 30", "max_iter: 60")
     repro(project)
 
 
 FEW = """\
     newest = sorted(params.data.periods)[-1]
     labelled = labelled[(labelled["period"] != newest) | (labelled["time_hour"].dt.day == 2)]
+    labelled = labelled[(labelled["period"] != newest) | (labelled["departure_minute"] > 1140)]
 """
 SHIFT = '.assign(pressure=lambda found: found["pressure"] + 20)'
 FLIPPED = READ + '    truth = np.where(train["carrier"] == "US", 1 - truth, truth)\n'
@@ -221,7 +223,7 @@ SABOTAGES = [
     Sabotage("renamed column", {"data", "behaviour"}, rename_a_column),
     Sabotage("holdout rows copied into train", {"data"}, edited(SPLIT, SIDES, COPIED)),
     Sabotage("production unreadable", {"data", "harm", "calibration", "predictions"}, forget_production),
-    Sabotage("too few rows to judge", {"harm", "slices", "fairness"}, too_few),
+    Sabotage("too few rows to judge", {"data", "harm", "calibration", "slices", "fairness"}, too_few),
     Sabotage("gate loosened in the same change", {"gates"}, loosen),
     Sabotage("slow service", {"service"}, measured("service")),
     Sabotage("bad image", {"image"}, measured("image")),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import require
 from real import Project
-from sabotages import CONTROLS, SABOTAGES, Sabotage, forged, own_code
+from sabotages import CONTROLS, FLIPPED, READ, SABOTAGES, TRAIN, Sabotage, edited, forged, own_code
 
 pytestmark = pytest.mark.slow
 GATES = {
@@ -60,7 +60,7 @@ def test_every_gate_has_a_sabotage_that_hits_it_alone() -> None:
 
 FULL = [
     Sabotage("squared scores", {"calibration", "predictions"}, forged("squared")),
-    Sabotage("monotone transform", {"calibration"}, forged("squeezed")),
+    Sabotage("one carrier's labels flipped", {"slices"}, edited(TRAIN, READ, FLIPPED)),
     Sabotage("threshold moved", {"predictions"}, forged("threshold")),
 ]
 

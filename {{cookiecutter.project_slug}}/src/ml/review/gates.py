@@ -204,7 +204,10 @@ def _calibration(facts: Facts, params: Params) -> Result:
     faults = [] if error <= gate.error else [f"{name} {error:.4f}, at most {gate.error:g}"]
     rise = None
     if found and found.production is not None and found.delta is not None and found.delta.high is not None:
-        rise = _rise(found)
+        rise, half = _rise(found), (found.delta.high - found.delta.low) / 2
+        if rise > gate.margin and rise - half <= gate.margin < half and not faults:
+            reason = f"{found.rows:,} rows are too few: {name} may have risen by {rise:.4f}, margin {gate.margin:g}"
+            return Result(gate="calibration", status="not judged", sentence=reason, remedy="judge by more rows")
         if rise > gate.margin:
             faults.append(f"{name} may have risen by {rise:.4f} against production, margin {gate.margin:g}")
     against = f"; {FIRST}" if rise is None else f", at most {max(rise, 0):.4f} above production"

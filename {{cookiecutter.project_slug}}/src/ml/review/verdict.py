@@ -1,7 +1,11 @@
-"""What a review found, as one document: `reports/review/verdict.json`, whose JSON Schema is in docs/."""
+"""What a review found, as one document: `reports/review/verdict.json`.
+
+`python -m ml.review.verdict` prints its JSON Schema, which docs/verdict.schema.json holds.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -235,3 +239,13 @@ class Verdict(Part):
             for status in ("failed", "not judged")
         }
         return "do not merge: " + "; ".join(f"{', '.join(found)} {status}" for status, found in names.items() if found)
+
+
+def json_schema() -> str:
+    """Return the JSON Schema (2020-12) of the document."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(schema | Verdict.model_json_schema(mode="serialization"), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")
