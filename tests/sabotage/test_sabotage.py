@@ -60,8 +60,8 @@ def test_every_gate_has_a_sabotage_that_hits_it_alone() -> None:
 
 FULL = [
     Sabotage("squared scores", {"calibration", "predictions"}, forged("squared")),
-    Sabotage("one carrier's labels flipped", {"slices"}, edited(TRAIN, READ, FLIPPED)),
-    Sabotage("threshold moved", {"predictions"}, forged("threshold")),
+    Sabotage("one carrier's labels flipped", {"floor", "harm", "calibration", "slices"}, edited(TRAIN, READ, FLIPPED)),
+    Sabotage("monotone transform", {"calibration"}, forged("squeezed")),
 ]
 
 

@@ -66,3 +66,7 @@ def test_failed_gates_come_before_those_that_were_not_judged_and_both_block() ->
 
     assert [found.gate for found in verdict.blocked] == ["slices", "harm"]
     assert verdict.headline == "do not merge: slices failed; harm not judged"
+
+
+def test_a_headline_names_few_of_many_gates() -> None:
+    assert verdicts.failed().headline == "do not merge: gates, data, lock and 9 more failed; service, image not judged"

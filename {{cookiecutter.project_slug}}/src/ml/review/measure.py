@@ -139,7 +139,7 @@ def _metric(
 ) -> Metric:
     sure = params.review.confidence
     found = {side: compare.interval(whole[side][name], drawn[side][name], sure) for side in whole}
-    better = "higher" if METRICS[params.task].get(name) == "maximize" else "lower"
+    better = {"maximize": "higher", "minimize": "lower"}.get(METRICS[params.task].get(name), "neither")
     metric = Metric(name=name, better=better, rows=count, noise=noise.get(name), **found)
     if "production" not in found:
         return metric
@@ -151,7 +151,7 @@ def _metric(
             "margin": params.gates.harm.margins.get(name) if params.gates.harm else None,
         }
     )
-    return metric.model_copy(update={"sentence": gates.harm(metric)[1]})
+    return metric if better == "neither" else metric.model_copy(update={"sentence": gates.harm(metric)[1]})
 
 
 def whole(params: Params, ours: Candidate) -> dict[str, float]:
@@ -330,10 +330,11 @@ def reproduced(own_lock: Path = Path("dvc.lock")) -> dict[str, Any] | None:
 
 
 def shown(row: pd.Series, names: list[str], mode: str) -> dict[str, str]:
-    """Return a row of data as `report.rows` allows: whole, or numbers to one digit and text hidden."""
+    """Return a row of data as `report.rows` allows: whole, or numbers alone, to one digit."""
     if mode == "full":
         return {name: str(row[name]) for name in names}
-    return {name: f"{row[name]:.0e}" if isinstance(row[name], float | int | np.number) else "•••" for name in names}
+    numbers = [name for name in names if isinstance(row[name], float | int | np.number)]
+    return {name: f"{float(f'{row[name]:.0e}'):g}" for name in numbers}
 
 
 def largest(params: Params, ours: Candidate, theirs: Production) -> list[Flip]:

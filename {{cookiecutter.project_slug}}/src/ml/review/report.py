@@ -26,6 +26,7 @@ CUT_FIRST = (
     *("environment", "service", "importance", "decisions", "calibration", "data"),
     *("fairness", "slices", "own", "changed", "metrics", "commands"),
 )
+GATES = (Markup(""), "gate", "what it says")
 MARKS = {"passed": "✅", "failed": "❌", "not judged": "⚠️", "skipped": "➖"}
 # Letters, figures and what cannot begin or end markup; every other word is shown as code.
 PLAIN = re.compile(r"(?:[^\W_]|[.,;!?%'’\"“”‘()/=+−–—±≤≥→×·…-])*")
@@ -118,6 +119,8 @@ def figure(value: Any) -> str:
             return "–"
         case bool():
             return "yes" if value else "no"
+        case Difference() if value.value == value.low == value.high == 0:
+            return "0"
         case Interval():
             sign = "+" if isinstance(value, Difference) else ""
             ends = [figure(None) if end is None else number(end, sign) for end in (value.value, value.low, value.high)]
@@ -153,8 +156,8 @@ def in_html(value: Any) -> Markup:
         case list():
             return Markup(" ").join(map(in_html, value))
         case Interval() if value.low is not None:
-            first, ends = figure(value).split(" ", 1)
-            return Markup(f"{first} <small>{ends}</small>")
+            first, _, ends = figure(value).partition(" ")
+            return Markup(f"{first} <small>{ends}</small>") if ends else Markup(first)
     return Markup(figure(value))
 
 
@@ -197,7 +200,7 @@ def sections(verdict: Verdict) -> list[Section]:
         Section(
             "own",
             "Gates as this change would set them",
-            _tables(("Judged by the change's own gates", ("", "gate", "what it says"), _gates(v.own_results))),
+            _tables(("Judged by the change's own gates", GATES, _gates(v.own_results))),
         ),
         Section(
             "changed",
@@ -220,11 +223,15 @@ def sections(verdict: Verdict) -> list[Section]:
                 ),
                 (
                     "What a difference is measured by",
-                    ("metric", "better", "margin", "a retrain moves it by", "rows show"),
-                    [[Name(m.name), m.better, m.margin, m.noise, m.detectable] for m in v.metrics if compared],
+                    ("metric", "better", "margin", "a retrain moves it by", "rows show", "in words"),
+                    [
+                        [Name(m.name), m.better, m.margin, m.noise, m.detectable, m.sentence]
+                        for m in v.metrics
+                        if compared
+                    ],
                 ),
             ),
-            (*alone, *(m.sentence for m in v.metrics if m.sentence and m.name != v.objective)),
+            alone,
             ("roc", "precision_recall", "confusion", "scores", "residuals"),
         ),
         Section(
@@ -339,20 +346,26 @@ def _fairness(v: Verdict) -> tuple[Table, ...]:
 
 
 def _data(v: Verdict) -> tuple[Table, ...]:
-    columns = sorted(v.columns, key=lambda column: -(column.effect or 0))
+    shifted = sorted((c for c in v.columns if c.effect is not None), key=lambda column: -column.effect)
+    inputs = sorted((c for c in v.columns if c.alone is not None), key=lambda column: -column.alone)
     return _tables(
         ("Rows by period", ("period", "before", "after"), [[Name(r.period), r.before, r.after] for r in v.rows]),
         (
             "Columns against the base",
-            ("column", "shift", "limit", "p", "nulls", "alone"),
-            [[Name(c.name), c.effect, c.limit, c.p, _move(c.nulls_before, c.nulls_after), c.alone] for c in columns],
+            ("column", "shift", "limit", "p", "nulls"),
+            [[Name(c.name), c.effect, c.limit, c.p, _move(c.nulls_before, c.nulls_after)] for c in shifted],
         ),
+        ("What an input predicts by itself", ("input", "ROC AUC"), [[Name(c.name), c.alone] for c in inputs]),
         (
             "The request",
             ("field", "change", "breaks a caller"),
             [[Name(c.field), c.what, c.breaking] for c in v.schema_changes],
         ),
     )
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _move(before: float | None, after: float | None) -> Markup:
@@ -395,10 +408,11 @@ def _context(verdict: Verdict) -> dict[str, Any]:
         "readings": readings,
         "objective": objective(verdict),
         "difference": (judged := objective(verdict)) and _signed(judged.delta),
-        "gates": Table("What each gate says", ("", "gate", "what it says"), _gates(verdict.results)),
+        "gates": Table("What each gate says", GATES, _gates(verdict.results)),
         "counts": {status: sum(r.status == status for r in verdict.results) for status in MARKS},
         "marks": {status: Markup(mark) for status, mark in MARKS.items()},
         "name": Name,
+        "sentence": _sentence,
         "share": _share,
         "shown": SHOWN,
     }

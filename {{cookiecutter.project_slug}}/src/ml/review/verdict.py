@@ -72,14 +72,14 @@ class Interval(Part):
 
 
 class Metric(Part):
-    """One metric of both models on the same `rows`.
+    """One metric of both models on the same `rows`; a figure such as the selection rate is better neither way.
 
     `delta` is candidate minus production; `detectable` the smallest true difference that so many rows show with a
     probability of 0.8; `noise` the standard deviation between retrains of one recipe; `margin` what the gate allows.
     """
 
     name: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower", "neither"]
     rows: int
     candidate: Interval
     production: Interval | None = None
@@ -185,6 +185,11 @@ class Code(Part):
     removed: int | None
 
 
+def _few(names: list[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 4 else ""
+    return ", ".join(names[:3] if rest else names) + rest
+
+
 class Verdict(Part):
     """Everything that the report, the page and the card show, but for the drawings.
 
@@ -238,7 +243,7 @@ class Verdict(Part):
             status: [result.gate for result in stopping if result.status == status]
             for status in ("failed", "not judged")
         }
-        return "do not merge: " + "; ".join(f"{', '.join(found)} {status}" for status, found in names.items() if found)
+        return "do not merge: " + "; ".join(f"{_few(found)} {status}" for status, found in names.items() if found)
 
 
 def json_schema() -> str:
