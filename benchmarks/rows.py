@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +16,19 @@ from typing import NamedTuple
 from benchmarks.measure import RSS_UNIT, CommandFailedError, Cost, Found, cost, interleaved, middle, ratio
 from tests.conftest import ROOT, Bake, clean_environment
 
-PROBE = Path(__file__).with_name("probe.py")
-THEIRS = ("DVC_SITE_CACHE_DIR", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS", "PYTHONHASHSEED", "PYTHONPATH")
+PROBE, REVIEW = (Path(__file__).with_name(name) for name in ("probe.py", "review.py"))
+THEIRS = (
+    "DVC_SITE_CACHE_DIR",
+    "MLFLOW_TRACKING_URI",
+    "OMP_NUM_THREADS",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONHASHSEED",
+    "PYTHONPATH",
+)
 SHELLS = ({"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}, {"PYTHONHASHSEED": "2", "OMP_NUM_THREADS": "2"})
-STAGES = [*(f"ingest 2013-{month:02}" for month in range(1, 11)), "split", "train", "evaluate"]
+STAGES = [*(f"ingest 2013-{month:02}" for month in range(1, 11)), "split", "train", "evaluate", "repeat"]
 GB = 1e9
+JUDGED = ("average_precision_skill", "roc_auc")  # the metrics of gates.harm.margins
 TARGETS = {
     "bake": "under 1 s of processor time beyond `cookiecutter --version`",
     "month": "the twelfth month at most 0.2 of the period stages of all twelve",
@@ -29,6 +38,11 @@ TARGETS = {
     "determinism": "two folders, other hash seeds, 1 and 2 threads: the same `dvc.lock`, byte for byte",
     "memory": "peak of any stage under 1.5 GB",
     "cli": "`ml --help` at most 0.2 s over a bare Python start",
+    "false_alarms": "where neither model is better, `harm` fails at most 5 % of pairs, plus a standard error",
+    "power": "a model whose ROC AUC is truly lower by the margin, 0.01, fails `harm` in at least 95 %",
+    "coverage": "93 to 97 % of the 95 % intervals of a difference hold the true one",
+    "review": "`ml review` of a changed model at most 2 × `ml evaluate`, in under 1 GB",
+    "review_million": "a million rows compared and sliced in under 5 minutes and 2 GB",
 }
 
 
@@ -66,12 +80,16 @@ class Bench:
         """Return a project that is committed and has run once, so that its environment has its bytecode."""
         project = shutil.copytree(self.baked, self.scratch / name / "bench")
         cost(["make", "setup"], project, clean_environment())
-        who = ("-c", "user.name=Bench", "-c", "user.email=bench@example.com")
-        self.run(project, "git", "add", "--all")
-        self.run(project, "git", *who, "commit", "--quiet", "--no-verify", "--message", "Bake")
+        self.commit(project, "Bake")
         self.first = self.run(project, "python", PROBE, *STAGES)
         self.run(project, "dvc", "status")
         return project
+
+    def commit(self, project: Path, message: str) -> None:
+        """Commit all that is there."""
+        who = ("-c", "user.name=Bench", "-c", "user.email=bench@example.com")
+        self.run(project, "git", "add", "--all")
+        self.run(project, "git", *who, "commit", "--quiet", "--no-verify", "--message", message)
 
     def cookiecutter(self, *arguments: str | Path) -> Cost:
         """Run cookiecutter with this interpreter."""
@@ -125,6 +143,23 @@ class Bench:
         self.run(project, "ml", "prune")
         self.run(project, "dvc", "repro")
         return project
+
+    @cached_property
+    def changed(self) -> Path:
+        """A copy of a finished project, whose change of a setting is trained and not yet merged."""
+        project = shutil.copytree(self.done, self.scratch / "changed", symlinks=True, ignore=only(self.done, ".venv"))
+        (project / ".venv").symlink_to(self.done / ".venv")
+        self.commit(project, "Train")
+        params = project / "params.yaml"
+        params.write_text(re.sub(r"(?m)^(    max_iter:) \d+$", r"\1 120", params.read_text()))
+        self.run(project, "dvc", "repro")
+        self.run(project, "ml", "review")
+        return project
+
+    def said(self, project: Path, word: str, **more: str) -> tuple[dict, Cost]:
+        """Return what review.py prints, and what it cost."""
+        found = self.run(project, "python", REVIEW, word, **more)
+        return json.loads(found.printed.splitlines()[-1]), found
 
     def bake(self) -> Found:
         """Bake against `cookiecutter --version`."""
@@ -282,6 +317,95 @@ class Bench:
             "difference of the medians of 11 wall times, in turn",
             f"A bare start takes {middle(bares, 'wall'):.2f} s.",
         )
+
+    def false_alarms(self) -> Found:
+        """Judge models of which neither is better: scores swapped row by row, and retrains with other seeds."""
+        found, _ = self.said(self.done, "false_alarms", OMP_NUM_THREADS="1")
+        kinds = {"retuned": "retuned, swapped", "linear": "linear, swapped", "retrains": "retrained"}
+        failed = {kind: found[kind]["gate"]["failed"] for kind in kinds}
+        excluded = "; ".join(f"{what} {unlike(found[kind])}" for kind, what in kinds.items())
+        usual = ", ".join(f"{metric} {found['noise'][metric]:.4f}" for metric in JUDGED)
+        return Found(
+            ", ".join(f"{what} {failed[kind]:.1%}" for kind, what in kinds.items()),
+            all(share <= 0.05 + (0.05 * 0.95 / found[kind]["pairs"]) ** 0.5 for kind, share in failed.items()),
+            f"the holdout's {found['rows']:,} rows, margins of `params.yaml`, {found['resamples']} resamples. Swapped: "
+            f"{found['linear']['pairs']} times, each row at random, the scores of the model and of one with smaller "
+            f"trees, or of a linear one; retrained: the {found['retrains']['pairs']} ordered pairs of {found['seeds']} "
+            "seeds of one recipe",
+            f"How often the 95 % interval of a difference excludes zero: {excluded}. For swapped scores 5 % is right. "
+            "Retrains do differ on these rows, by the luck of a seed and not by the recipe, and more rows would not "
+            "help: a gate that asked for no significant difference would be red that often for nothing. Hence the "
+            "margins, and the noise of retraining stated beside them (standard deviations here: "
+            f"{usual}). The more the scores of two equal models differ by row, the wider the interval, and the more "
+            "often it reaches beyond the margin: that is the share of the linear model.",
+        )
+
+    def power(self) -> Found:
+        """Judge a model that is worse by the margin."""
+        found, _ = self.said(self.done, "power", OMP_NUM_THREADS="1")
+        share = found["gate"]["failed"]
+        return Found(
+            f"{share:.1%}",
+            share >= 0.95,
+            f"noise on the logit of the model's own score, so much that ROC AUC is {found['loss']:g} lower on the "
+            f"whole holdout; {found['draws']} new holdouts of {found['rows']:,} rows drawn from it with replacement, "
+            f"{found['resamples']} resamples",
+            "The gate passes only what excludes a loss beyond the margin, so a loss as large as the margin passes "
+            f"once in forty by design. By metric: roc_auc {found['roc_auc']['failed']:.1%}, average_precision_skill "
+            f"{found['average_precision_skill']['failed']:.1%} (its true loss is {found['true_loss_of_skill']:.4f}, "
+            f"margin {found['margin_of_skill']:g}); not judged {found['gate']['unjudged']:.1%}.",
+        )
+
+    def coverage(self) -> Found:
+        """Ask how often an interval holds a difference that is known."""
+        found, _ = self.said(self.done, "coverage", OMP_NUM_THREADS="1")
+        error = (0.95 * 0.05 / found["holdouts"]) ** 0.5
+        true = ", ".join(f"{metric} {value:.4f}" for metric, value in found["true"].items())
+        return Found(
+            ", ".join(f"{metric} {share:.1%}" for metric, share in found["held"].items()),
+            all(0.93 <= share <= 0.97 for share in found["held"].values()),
+            f"{found['holdouts']:,} simulated holdouts of {found['rows']:,} rows, {found['resamples']} resamples; two "
+            "calibrated scores, normal in each class and correlated",
+            f"A standard error of these shares is {error:.1%}. The true differences, by integration: {true}.",
+        )
+
+    def review(self) -> Found:
+        """Review a changed model against main, and evaluate it."""
+        project = self.changed
+        reviews, evaluations = interleaved(
+            lambda: self.run(project, "ml", "review"), lambda: self.run(project, "ml", "evaluate"), self.repeats
+        )
+        found, peak = ratio(reviews, evaluations, "wall"), max(review.rss for review in reviews)
+        return Found(
+            f"{found:.1f} ×, {peak / GB:.2f} GB",
+            found <= 2 and peak < GB,
+            f"median of {self.repeats} ratios of wall time, in turn, and the largest resident set",
+            f"Wall time {middle(reviews, 'wall'):.1f} s against {middle(evaluations, 'wall'):.1f} s, processor time "
+            f"{middle(reviews, 'cpu'):.1f} s against {middle(evaluations, 'cpu'):.1f} s.",
+        )
+
+    def review_million(self) -> Found:
+        """Compare and slice a million rows."""
+        found, used = self.said(self.done, "million")
+        seconds = found["compared"] + found["sliced"]
+        return Found(
+            f"{seconds:.0f} s, {used.rss / GB:.2f} GB",
+            seconds < 300 and used.rss < 2 * GB,
+            f"{found['rows']:,} rows drawn from the holdout with noise on both scores; every metric of two models by "
+            f"{found['resamples']:,} resamples, the objective's metric of {found['slices']} slices by 500; the largest "
+            "resident set",
+            f"All metrics {found['compared']:.0f} s, slices {found['sliced']:.0f} s.",
+        )
+
+
+def unlike(found: dict) -> str:
+    """Return by metric how often an interval excludes zero."""
+    return " and ".join(f"{found[metric]['unlike']:.1%} ({metric})" for metric in JUDGED)
+
+
+def only(folder: Path, name: str) -> Callable[[str, list[str]], list[str]]:
+    """Return what `shutil.copytree` should leave out: this name, right in the folder."""
+    return lambda place, _: [name] if Path(place) == folder else []
 
 
 def set_months(project: Path, count: int) -> None:

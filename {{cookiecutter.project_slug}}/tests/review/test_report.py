@@ -167,7 +167,7 @@ def test_the_verdict_comes_before_any_table_and_in_at_most_three_lines() -> None
     text = report.markdown(verdicts.full())
 
     above = text.split("\n|")[0].split("\n\n")
-    assert above[0] == "## ✅ safe to merge: every gate passed"
+    assert above[0] == "## ✅ safe to merge: 12 gates passed, 2 skipped"
     assert [line.split(":**")[0] for line in above[1:]] == ["**Why", "**Against production", "**How sure"]
     assert "`average_precision_skill` 0.2813, was 0.2751: +0.0062 (−0.0004 to +0.0127)" in above[2]
 

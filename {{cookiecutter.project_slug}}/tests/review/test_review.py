@@ -158,7 +158,7 @@ def test_without_a_branch_to_compare_with_the_model_is_the_first(workshop: Path)
 
     found = reviewed()
 
-    assert found.headline == "safe to merge: the first model"
+    assert found.headline == "safe to merge: the first model, 11 gates passed, 3 skipped"
     assert (found.production, found.base) == (None, None)
     assert found.notes[0] == "There is no base yet: the gates are the change's own."
     assert [part.gate for part in found.results] == list(GATES)
@@ -172,7 +172,7 @@ def test_a_base_without_a_model_makes_the_first_one_too(workshop: Path) -> None:
 
     found = reviewed()
 
-    assert found.headline == "safe to merge: the first model"
+    assert found.headline == "safe to merge: the first model, 11 gates passed, 3 skipped"
     assert found.production is None
     assert found.base is not None
 
@@ -180,7 +180,7 @@ def test_a_base_without_a_model_makes_the_first_one_too(workshop: Path) -> None:
 def test_the_same_model_differs_in_nothing(workshop: Path) -> None:
     found = reviewed()
 
-    assert found.headline == "safe to merge: every gate passed"
+    assert found.headline == "safe to merge: 11 gates passed, 3 skipped"
     assert (found.flips, found.largest, found.loosened, found.params, found.schema_changes) == (0, [], [], [], [])
     assert {(part.delta.value, part.delta.low, part.delta.high) for part in found.metrics} == {(0, 0, 0)}
     assert {part.rows for part in found.metrics} == {600}
@@ -335,6 +335,19 @@ def test_another_task_is_judged_by_its_own_gates_and_says_so(workshop: Path, sma
     assert "gates" in blocked(found)
     assert result(found, "data").status == "failed"
     assert "answer.task" in result(found, "data").sentence
+
+
+def test_a_base_without_a_model_has_nothing_to_protect_yet(workshop: Path, small: dict[str, Any]) -> None:
+    git(workshop, "rm", "--quiet", "--cached", "dvc.lock")
+    git(workshop, "commit", "--quiet", "--message", "no model yet")
+    make(small["regression"])
+    expect("minimum: [{name: some hours, row: {}, above: -100}]")
+
+    found = reviewed()
+
+    assert not {"gates", "behaviour"} & set(blocked(found))
+    assert found.loosened == []
+    assert found.notes[0] == "main has no model yet, so it asks for nothing: the gates are the change's own."
 
 
 def expect(text: str) -> None:
@@ -654,7 +667,7 @@ def test_ml_review_prints_a_line_a_gate_and_ends_with_nothing_where_all_is_well(
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert [line.split()[0] for line in lines[: len(GATES)]] == list(GATES)
-    assert lines[-1] == "reports/review/report.html (against main)"
+    assert lines[-2:] == ["reports/review/report.html (against main)", "safe to merge: 11 gates passed, 3 skipped"]
     assert shown.err == ""
 
 

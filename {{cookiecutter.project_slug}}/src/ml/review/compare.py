@@ -27,7 +27,7 @@ def weights(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     step = max(1, CELLS // max(rows, 1))
     for start in range(0, resamples, step):
         drawn = [random.integers(0, rows, rows) for _ in range(min(step, resamples - start))]
-        yield np.stack([np.bincount(places, minlength=rows) for places in drawn]).astype(float)
+        yield np.stack([np.bincount(places, minlength=rows) for places in drawn])
 
 
 def bootstrap(measures: dict[str, Measure], rows: int, resamples: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
@@ -119,7 +119,7 @@ def ranking(truth: np.ndarray, score: np.ndarray) -> Measure:
         positives, total = positive[:, -1], all_[:, -1]
         negatives, new_hits = total - positives, hits - hits_above
         below = negatives[:, None] - (above - hits_above + taken - hits) / 2
-        precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
+        precision = np.divide(hits, taken, out=np.zeros(hits.shape), where=taken > 0)
         average = np.sum(new_hits * precision, axis=1) / positives
         base = positives / total
         return {
@@ -133,7 +133,7 @@ def ranking(truth: np.ndarray, score: np.ndarray) -> Measure:
 
 def _upto(drawn: np.ndarray) -> np.ndarray:
     """Return the sum of the first k weights, k from 0 to n: (b, n + 1)."""
-    found = np.zeros((len(drawn), drawn.shape[1] + 1))
+    found = np.zeros((len(drawn), drawn.shape[1] + 1), dtype=drawn.dtype)
     np.cumsum(drawn, axis=1, out=found[:, 1:])
     return found
 

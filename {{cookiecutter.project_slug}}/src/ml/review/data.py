@@ -90,7 +90,8 @@ def _sample(rows: pd.DataFrame) -> pd.DataFrame:
 def shifts(before: pd.DataFrame, after: pd.DataFrame, names: list[str], limit: float) -> list[Column]:
     """Return each column's largest distance from the base: periods that both have, and new ones, taken apart.
 
-    Seasons differ, so a new period may be as far from the base as the base's farthest period is from the rest of it.
+    Seasons differ, so a new period may be farther from the base by the limit than the base's farthest period is from
+    the rest of it.
     p-values are adjusted for all comparisons (Benjamini and Hochberg, 1995).
     """
     old = before["period"].isin(after["period"].unique())
@@ -103,7 +104,7 @@ def shifts(before: pd.DataFrame, after: pd.DataFrame, names: list[str], limit: f
         for one, other, is_new in pairs:
             if len(one) and len(other):
                 effect, p = distance(one[name], other[name])
-                allowed = max(limit, _seasonal(before, name)) if is_new and effect > limit else limit
+                allowed = limit + _seasonal(before, name) if is_new and effect > limit else limit
                 found.append((name, effect, allowed, p))
     adjusted = stats.false_discovery_control([p for *_, p in found]) if found else []
     worst: dict[str, Column] = {}

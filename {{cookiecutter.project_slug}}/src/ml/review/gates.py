@@ -12,6 +12,7 @@ from ml.review.data import SURE
 from ml.review.lock import Problem
 from ml.review.verdict import GATES, Change, Column, Group, Metric, Result, Rows, SchemaChange, Slice
 
+POWERED = 1.84  # (1.96 + 1.645) / 1.96: times half a 95 % interval, what 19 of 20 equal models stay above
 FIRST = "nothing to compare with: this is the first model"
 CALIBRATION = {"binary": "expected_calibration_error", "multiclass": "expected_calibration_error", "regression": "bias"}
 COMPARING = ("harm", "predictions")
@@ -26,6 +27,8 @@ LOOSER = {
     "gates.fairness.difference": 1,
     "gates.fairness.ratio": -1,
     "gates.predictions.flips": 1,
+    "gates.service.ratio.throughput": -1,
+    "gates.service": 1,
     "evaluate.min_rows": 1,
 }
 WATCHED = {"objective": {"decision"}, "gates": set(), "review": set(), "evaluate": set(), "split": set()}
@@ -93,7 +96,8 @@ def _gates(facts: Facts, approved: str) -> Result:
         return Result(gate="gates", status="not judged", sentence=reason, file="params.yaml")
     listed = [f"{change.name}: {change.before or 'none'} becomes {change.after or 'none'}" for change in facts.loosened]
     if listed and approved:
-        return Result(gate="gates", status="passed", sentence=f"{'; '.join(listed)}, approved by {approved}")
+        rest = f" and {len(listed) - 2} more" if len(listed) > 2 else ""
+        return Result(gate="gates", status="passed", sentence=f"{'; '.join(listed[:2])}{rest}, approved by {approved}")
     remedy = "take the change back, or have a code owner approve it"
     return _result("gates", listed, "no gate is looser than on the base", remedy, _home(facts.loosened))
 
@@ -169,8 +173,8 @@ def _harm(facts: Facts, params: Params) -> Result:
 def harm(metric: Metric) -> tuple[str, str]:
     """Return the status and a sentence for one metric against production.
 
-    It passes where the interval excludes a loss beyond the margin; where even two equal models could not, it is
-    not judged.
+    It passes where the interval excludes a loss beyond the margin. Where so few rows would show two equal models as
+    harm more often than one time in twenty, only a loss that is sure fails; the rest is not judged.
     """
     sign = 1 if metric.better == "higher" else -1
     delta = metric.delta
@@ -180,13 +184,12 @@ def harm(metric: Metric) -> tuple[str, str]:
     high = delta.high if sign > 0 else -delta.low
     rows = f"on {metric.rows:,} rows"
     if metric.margin is not None and low < -metric.margin:
-        if gain >= -metric.margin and high - low > 2 * metric.margin:
+        if POWERED * (high - low) / 2 > metric.margin and (gain >= -metric.margin or high >= 0):
             return "not judged", (
                 f"{metric.rows:,} rows are too few: {metric.name} could have lost {-low:.4f}, margin {metric.margin:g}"
             )
         return "failed", (
-            f"{metric.name} {'lost' if gain < 0 else 'gained'} {abs(gain):.4f} {rows}; "
-            f"a loss of {-low:.4f} cannot be excluded, margin {metric.margin:g}"
+            f"{metric.name} lost {-gain:.4f} {rows}; a loss of {-low:.4f} cannot be excluded, margin {metric.margin:g}"
         )
     if low == high == 0:
         return "passed", f"the same {rows}"
@@ -202,6 +205,7 @@ def _calibration(facts: Facts, params: Params) -> Result:
     found = next((metric for metric in facts.metrics if metric.name == name), None)
     error = abs(facts.whole[name])
     faults = [] if error <= gate.error else [f"{name} {error:.4f}, at most {gate.error:g}"]
+    seen = {"observed": f"{error:.4f}", "threshold": f"{gate.error:g}"}
     rise = None
     if found and found.production is not None and found.delta is not None and found.delta.high is not None:
         rise, half = _rise(found), (found.delta.high - found.delta.low) / 2
@@ -210,9 +214,10 @@ def _calibration(facts: Facts, params: Params) -> Result:
             return Result(gate="calibration", status="not judged", sentence=reason, remedy="judge by more rows")
         if rise > gate.margin:
             faults.append(f"{name} may have risen by {rise:.4f} against production, margin {gate.margin:g}")
+            if error <= gate.error:
+                seen = {"observed": f"{rise:.4f}", "threshold": f"{gate.margin:g}"}
     against = f"; {FIRST}" if rise is None else f", at most {max(rise, 0):.4f} above production"
     remedy = "calibrate the scores, or change the estimator"
-    seen = {"observed": f"{error:.4f}", "threshold": f"{gate.error:g}"}
     return _result("calibration", faults, f"{name} {error:.4f}{against}", remedy, **seen)
 
 
@@ -268,7 +273,7 @@ def _behaviour(facts: Facts, params: Params) -> Result:
     if not facts.cases:
         reason = "tests/behaviour.yaml holds no case"
         return Result(gate="behaviour", status="not judged", sentence=reason, remedy="write one, or turn the gate off")
-    fine = f"{facts.cases} cases as expected"
+    fine = f"{facts.cases} case{'s' if facts.cases > 1 else ''} as expected"
     return _result("behaviour", facts.behaviour, fine, "mend the model, or the expectation", "tests/behaviour.yaml")
 
 

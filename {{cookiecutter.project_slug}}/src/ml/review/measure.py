@@ -40,10 +40,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Production:
-    """The model that is compared with, on the holdout rows of `mask`, which it did not learn from."""
+    """The model that is compared with, on the holdout rows of `mask`, which it did not learn from.
+
+    `same` says that its importance was measured on this very holdout.
+    """
 
     contract: dict[str, Any]
     importance: dict[str, float]
+    same: bool
     mask: np.ndarray
     scores: np.ndarray
 
@@ -75,11 +79,12 @@ def production(commit: sides.Commit, ours: Candidate, own_lock: dict[str, str]) 
         mask = data.unseen(ours.holdout, commit.table(str(split.TRAIN), keys), keys)
     fields = [field["name"] for field in kept["contract"]["fields"]]
     rows = ours.holdout
-    if commit.outputs().get(str(split.HOLDOUT)) != own_lock.get(str(split.HOLDOUT)):
+    same = commit.outputs().get(str(split.HOLDOUT)) == own_lock.get(str(split.HOLDOUT))
+    if not same:
         known = commit.table(str(split.HOLDOUT), [*dict.fromkeys([*keys, *fields])])
         rows, complete = _as_known(rows, known, keys, fields)
         mask &= complete
-    return Production(kept["contract"], kept["importance"], mask, export.scores(runtime, _as_fields(rows, kept)))
+    return Production(kept["contract"], kept["importance"], same, mask, export.scores(runtime, _as_fields(rows, kept)))
 
 
 def _as_known(

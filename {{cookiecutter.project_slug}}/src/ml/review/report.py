@@ -106,6 +106,8 @@ def number(value: float, sign: str = "") -> str:
     if not math.isfinite(value):
         return "–"
     size = abs(value)
+    if value == 0:
+        return "0"
     if not isinstance(value, int) and 0 < size < 0.00005:
         return "≈ 0"
     places = 0 if isinstance(value, int) or size >= 1000 else 2 if size >= 10 else 4

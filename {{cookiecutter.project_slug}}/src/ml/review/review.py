@@ -52,6 +52,8 @@ def judging(own: Params, base: sides.Commit | None) -> tuple[Params, Params | No
     if base is None:
         return own, None, "There is no base yet: the gates are the change's own."
     content = base.file("params.yaml")
+    if str(train.MODEL) not in base.outputs():
+        return own, None, f"{base.ref} has no model yet, so it asks for nothing: the gates are the change's own."
     if content is None or b"\ngates:" not in content:
         return own, None, f"{base.ref} has no gates yet: they are the change's own."
     theirs = settings.parse(content.decode(errors="replace"), f"params.yaml of {base.ref}")
@@ -64,7 +66,7 @@ def expectations(base: sides.Commit | None) -> tuple[behaviour.Cases, behaviour.
     """Return the change's cases, the base's with the change's further ones, and which of the base's are altered."""
     path = Path(behaviour.PATH)
     own = behaviour.parse(path.read_bytes() if path.exists() else b"")
-    content = base.file(behaviour.PATH) if base else None
+    content = base.file(behaviour.PATH) if base and str(train.MODEL) in base.outputs() else None
     if content is None:
         return own, own, []
     theirs = behaviour.parse(content, f"{behaviour.PATH} of {base.ref}")
@@ -142,8 +144,9 @@ def collect(
     )
     found.facts["measured"] = measure.results(ours.model)
     shown["reliability"] = measure.reliability(params, ours.truth, ours.scores, ours.contract)
+    known = theirs.importance if theirs and theirs.same else {}
     shown["importance"] = [
-        Importance(name=name, candidate=value, production=theirs.importance.get(name) if theirs else None)
+        Importance(name=name, candidate=value, production=known.get(name))
         for name, value in sorted(ours.importance.items(), key=lambda item: (-item[1], item[0]))
     ]
     if theirs is not None:
@@ -272,10 +275,11 @@ def lines(verdict: Verdict) -> list[str]:
     width = max(len(result.gate) for result in verdict.results)
     against = f"against {verdict.production.ref}" if verdict.production else "the first model"
     told = [f"{result.gate:<{width}}  {result.status:<10}  {result.sentence}" for result in verdict.results]
-    return [*told, *verdict.notes, f"{FOLDER}/report.html ({against})"]
+    ending = [] if verdict.blocked else [verdict.headline]
+    return [*told, *verdict.notes, f"{FOLDER}/report.html ({against})", *ending]
 
 
-def diff(params: Params, ref: str) -> str:
+def diff(ref: str) -> str:
     """Return as Markdown which settings and metrics differ from a commit.
 
     Raises UserError where a side has no metrics, since an empty table would say that nothing changed.
@@ -287,8 +291,10 @@ def diff(params: Params, ref: str) -> str:
     if not Path(METRICS).exists():
         raise UserError(f"{METRICS} is missing here: run make pipeline")
     then, now = (json.loads(text) for text in (content[METRICS], Path(METRICS).read_text()))
-    before = YAML(typ="safe").load(content["params.yaml"].decode(errors="replace"))
-    found = [*differences(before, params.model_dump(mode="json", exclude_unset=True)), *differences(then, now)]
+    yaml = YAML(typ="safe")
+    settings_then = yaml.load(content["params.yaml"].decode(errors="replace"))
+    settings_now = yaml.load(settings.PATH.read_text(encoding="utf-8"))
+    found = [*differences(settings_then, settings_now), *differences(then, now)]
     rows = [f"| {change.name} | {change.before} | {change.after} |" for change in found]
     return "\n".join([f"| | {ref} | work tree |", "| --- | --- | --- |", *rows] if rows else [f"the same as on {ref}"])
 

@@ -238,7 +238,9 @@ class Verdict(Part):
     def headline(self) -> str:
         """Return the verdict in one sentence."""
         if not (stopping := self.blocked):
-            return "safe to merge: every gate passed" if self.production else "safe to merge: the first model"
+            counts = [sum(result.status == status for result in self.results) for status in ("passed", "skipped")]
+            passed = f"{counts[0]} gates passed, {counts[1]} skipped" if counts[1] else "every gate passed"
+            return f"safe to merge: {passed if self.production else f'the first model, {passed}'}"
         names = {
             status: [result.gate for result in stopping if result.status == status]
             for status in ("failed", "not judged")
