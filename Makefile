@@ -54,3 +54,7 @@ lock: environment ## refresh requirements.txt and the product's requirements/ (U
 .PHONY: bench
 bench: environment ## measure, and write docs/benchmarks.md
 	@python -m benchmarks
+
+.PHONY: soak
+soak: environment ## load a service for 10 minutes and send it 5,000 generated requests (ARGS="--minutes 2")
+	@python -m soak $(ARGS)

@@ -204,16 +204,17 @@ def wait_until(true: Callable[[], object], process: subprocess.Popen[str], secon
 
 
 @contextmanager
-def serving(project: Project) -> Iterator[str]:
-    """Yield the address of the running service; it ends with the block."""
+def serving(project: Project, **more: str) -> Iterator[str]:
+    """Yield the address of the running service with more in its environment; it ends with the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    (project / "build").mkdir(exist_ok=True)
     with (project / "build/serve.log").open("w") as log:
         server = subprocess.Popen(
             [require("make"), "serve", f"ARGS=--port {port}"],
             cwd=project.folder,
-            env=clean_environment(),
+            env=clean_environment(**more),
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -124,8 +124,37 @@ gates:
     flips: 0.3
   parity: true
   determinism: true
-  service: true
+  service:
+    ratio:
+      p50: 1.15
+      p95: 1.2
+      p99: 1.5
+      throughput: 0.87
+    errors: 0.001
+    p99_ms: 500
   image: true
+
+loadtest:
+  users: 8
+  seconds: 1.2
+  rounds: 16
+  sizes: [1, 1, 1, 1, 10, 100]
+  invalid: 0.02
+
+serve:
+  workers: 1
+  timeout: 10
+  drain: 5
+  batching: false
+  limits:
+    bytes: 2000000
+    rows: 5000
+  log:
+    to: none
+    share: 1.0
+    bytes: 100000000
+    files: 5
+    queue: 10000
 
 report:
   rows: masked

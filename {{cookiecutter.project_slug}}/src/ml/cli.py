@@ -67,10 +67,9 @@ def review(words: Words) -> None:
 
 
 def diff(words: Words) -> None:
-    from ml.pipeline import params
     from ml.review import review
 
-    print(review.diff(params.read(), words.against))
+    print(review.diff(words.against))
 
 
 def reproduce(words: Words) -> None:
@@ -92,6 +91,35 @@ def serve(words: Words) -> None:
     build.serve(Path.cwd(), words.port)
 
 
+def score(words: Words) -> None:
+    from ml.serving import batch, build
+
+    told = batch.run(words.model or build.MODEL, words.source, words.target)
+    print(f"{told.rows:,} rows of {told.files} files scored")
+    for name, count in told.unknown.items():
+        print(f"{name}: {count:,} values that training did not know")
+
+
+def loadtest(words: Words) -> None:
+    from gevent import monkey
+
+    monkey.patch_all()
+    from ml.pipeline import params
+    from ml.serving import loadtest
+
+    settings = params.read()
+    if settings.gates.service is None:
+        raise UserError("gates.service is turned off in params.yaml: there is nothing to judge by")
+    limits, how = settings.gates.service.model_dump(), settings.loadtest.model_dump()
+    print(loadtest.run(Path.cwd(), words.candidate, words.baseline, how, limits, words.network))
+
+
+def image(words: Words) -> None:
+    from ml.serving import image
+
+    print(image.run(Path.cwd(), words.base, words.network))
+
+
 VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "ingest": (ingest, "read, join and check one period", "ml ingest 2013-01"),
     "split": (split, "part the rows into train and holdout", "ml split"),
@@ -104,6 +132,9 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "review": (review, "judge the work tree against production and write the report", "ml review --against main"),
     "reproduce": (reproduce, "retrain from dvc.lock elsewhere and compare the bytes", "ml reproduce --full"),
     "build": (build, "make the Bento of the service and the model", "ml build"),
+    "score": (score, "score the rows of files, here or at a URL", "ml score flights.parquet scores.parquet"),
+    "image": (image, "build the container image of the Bento and check it", "ml image --base python:3.13-slim"),
+    "loadtest": (loadtest, "load a service beside another and compare", "ml loadtest --baseline late:0123456789abcdef"),
     "serve": (serve, "answer requests at http://127.0.0.1:3000", "ml serve --port 3001"),
 }
 
@@ -136,17 +167,26 @@ def parser() -> argparse.ArgumentParser:
         "--approved", default="", metavar="WHO", help="the code owner who let gates be loosened"
     )
     words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
+    words["score"].add_argument("source", metavar="IN", help="a file, folder or glob; .parquet, .csv or .csv.gz")
+    words["score"].add_argument("target", metavar="OUT", help="the file to write; .parquet or .csv")
+    words["score"].add_argument("--model", type=Path, help="an ONNX file of this project (default: models/model.onnx)")
+    words["image"].add_argument("--base", metavar="IMAGE", help="base image (default: the official slim Python)")
+    words["image"].add_argument("--network", metavar="NAME", help="network of the build, such as host")
+    for side, meant in (("candidate", "default: the Bento of the trained model"), ("baseline", "default: none")):
+        words["loadtest"].add_argument(f"--{side}", metavar="WHAT", help=f"a URL, a Bento or an image ({meant})")
+    words["loadtest"].add_argument("--network", metavar="NAME", help="network of containers, such as host")
     words["serve"].add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default: 3000)")
     return root
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; return 0, or 1 (130 when interrupted) after one line on standard error."""
+    """Run one verb; return 0, or 1 (3 for rejected rows, 130 when interrupted) after one line on standard error."""
     words = parser().parse_args(arguments)
     try:
         VERBS[words.verb][0](words)
     except UserError as error:
-        return _fail(str(error))
+        _fail(str(error))
+        return error.code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}; nothing half-written was kept")

@@ -5,14 +5,17 @@ UserError
 ├── SourceError     a source cannot be read
 ├── ContractError   a batch of data breaks its contract
 ├── ExportError     the fitted model cannot be served as ONNX
-└── TrackingError   the experiment tracker cannot be written
+├── TrackingError   the experiment tracker cannot be written
+└── RejectedRowsError  rows of a file broke the model's contract; the others were scored (exit code 3)
 """
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the reader of the message can mend; `ml` prints it and exits 1."""
+    """Something the reader of the message can mend; `ml` prints it and exits with its code."""
+
+    code = 1
 
 
 class ParamsError(UserError):
@@ -33,3 +36,9 @@ class ExportError(UserError):
 
 class TrackingError(UserError):
     """The MLflow store cannot be written; the model file is kept."""
+
+
+class RejectedRowsError(UserError):
+    """Rows of a file broke the model's contract; the others were scored."""
+
+    code = 3

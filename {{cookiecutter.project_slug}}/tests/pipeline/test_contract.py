@@ -12,7 +12,7 @@ import pytest
 from pandera.typing import Series
 
 from ml.errors import ContractError, UserError
-from ml.pipeline import contract
+from ml.pipeline import contract, schema
 
 Change = Callable[[pd.DataFrame], pd.DataFrame]
 
@@ -173,7 +173,7 @@ def test_a_request_field_keeps_type_limits_and_words() -> None:
         code: Series[str] = pa.Field(str_matches="^[A-Z]+$")
         stops: Series[int] = pa.Field(isin=[0, 1])
         delay: Series[float] = pa.Field(nullable=True, ge=-180, lt=2880)
-        direct: Series[bool]
+        direct: Series[bool] = pa.Field(metadata=schema.about("Without a stop", personal=True))
 
     carrier, code, stops, delay, direct = contract.request_fields(Ask)
 
@@ -196,6 +196,7 @@ def test_a_request_field_keeps_type_limits_and_words() -> None:
         {"check": "less_than", "max_value": 2880},
     ]
     assert (direct["type"], direct["checks"]) == ("boolean", [])
+    assert [field.get("personal", False) for field in (carrier, code, direct)] == [False, False, True]
     json.dumps([carrier, code, stops, delay, direct])
 
 

@@ -41,10 +41,17 @@ def test_the_staging_folder_holds_what_serving_needs_and_nothing_else(project: P
         "ml/__init__.py",
         "ml/errors.py",
         "ml/serving/__init__.py",
+        "ml/serving/body.py",
+        "ml/serving/log.py",
+        "ml/serving/metrics.py",
+        "ml/serving/openapi.py",
         "ml/serving/request.py",
+        "ml/serving/routes.py",
         "ml/serving/service.py",
+        "ml/serving/settings.py",
         "model.onnx",
         "requirements.txt",
+        "settings.json",
     ]
     assert [path.name for path in folder.parent.iterdir()] == ["bento"]
     assert (folder / "requirements.txt").read_bytes() == (project / REQUIREMENTS).read_bytes()

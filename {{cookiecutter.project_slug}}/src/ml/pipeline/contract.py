@@ -211,6 +211,7 @@ def _field(table: str, name: str, column: pa.Column) -> dict[str, Any]:
         "optional": column.nullable,
         "description": metadata.get("description", ""),
         "example": metadata.get("example"),
+        **({"personal": True} if metadata.get("personal") else {}),
         **({"categories": categories} if categories is not None else {}),
         "checks": [r for r in rules if r["check"] != "isin" or categories is None],
     }

@@ -69,6 +69,12 @@ Limit = Annotated[float, Field(ge=0)]
 OFF = BeforeValidator(lambda value: None if value is False else value)
 
 
+def _with_settings(value: Any) -> Any:
+    if value is None or value is True:
+        raise ValueError("needs its settings below it; false turns it off")
+    return value
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -196,6 +202,21 @@ class PredictionsGate(Section):
     flips: Share
 
 
+class Ratios(Section):
+    """Candidate over baseline; each the largest allowed, the throughput's the smallest."""
+
+    p50: float = Field(gt=0)
+    p95: float = Field(gt=0)
+    p99: float = Field(gt=0)
+    throughput: float = Field(gt=0)
+
+
+class ServiceGate(Section):
+    ratio: Ratios
+    errors: Share
+    p99_ms: float = Field(gt=0)
+
+
 class Gates(Section):
     """What a change must show; each key must stand, and `false` turns its gate off."""
 
@@ -210,15 +231,61 @@ class Gates(Section):
     predictions: Annotated[PredictionsGate | None, OFF]
     parity: bool
     determinism: bool
-    service: bool
+    service: Annotated[ServiceGate | None, OFF]
     image: bool
 
-    @field_validator("data", "floor", "harm", "calibration", "slices", "fairness", "predictions", mode="before")
+    @field_validator(
+        "data", "floor", "harm", "calibration", "slices", "fairness", "predictions", "service", mode="before"
+    )
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
-        if value is None or value is True:
-            raise ValueError("needs its settings below it; false turns the gate off")
-        return value
+        return _with_settings(value)
+
+
+class Batching(Section):
+    """Requests that arrive together are scored together, by BentoML's adaptive batching."""
+
+    rows: int = Field(ge=1)
+    milliseconds: int = Field(ge=1)
+
+
+class Limits(Section):
+    bytes: int = Field(default=2_000_000, ge=1000)
+    rows: int = Field(default=5000, ge=1)
+
+
+class Log(Section):
+    """The prediction log: `none`, `stdout`, or the path of a file."""
+
+    to: str = Field(default="none", min_length=1)
+    share: Share = 1.0
+    bytes: int = Field(default=100_000_000, ge=1000)
+    files: int = Field(default=5, ge=1)
+    queue: int = Field(default=10_000, ge=1)
+
+
+class Serve(Section):
+    workers: int = Field(default=1, ge=1)
+    timeout: float = Field(default=10, gt=0)
+    drain: float = Field(default=5, ge=0)
+    batching: Annotated[Batching | None, OFF] = None
+    limits: Limits = Limits()
+    log: Log = Log()
+
+    @field_validator("batching", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        return _with_settings(value)
+
+
+class Loadtest(Section):
+    """How a service is loaded: so many rounds of each side, in turn."""
+
+    users: int = Field(ge=1)
+    seconds: float = Field(ge=0.5)
+    rounds: int = Field(ge=3)
+    sizes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    invalid: Share
 
 
 class Report(Section):
@@ -244,6 +311,8 @@ class Params(Section):
     tune: Tune
     review: Review
     gates: Gates
+    loadtest: Loadtest
+    serve: Serve = Serve()
     report: Report
     card: Card
 

@@ -5,7 +5,8 @@ a prediction is asked for: the model's inputs and the service's request. `Row` a
 one row of the data that the model learns from.
 
 A field of `Request` takes only pandera's built-in checks, since the service applies the same ones without pandera.
-Its metadata goes to the service's documentation, but for `max_null_share`, which bounds the missing values of a period.
+Its metadata goes to the service's documentation, but for `max_null_share`, which bounds the missing values of a period,
+and `personal`, which masks the field in the service's prediction log.
 """
 
 from __future__ import annotations
@@ -22,15 +23,29 @@ AIRPORT = r"^[A-Z0-9]{3}$"
 HOUR = r"^\d{4}-\d{2}-\d{2}T\d{2}:00:00Z$"
 
 
-def about(description: str, example: object = None, *, max_null_share: float = 0.0) -> dict[str, Any]:
-    """Return a field's metadata; `max_null_share` is a share from 0 to 1 of one period's rows."""
-    return {"description": description, "example": example, "max_null_share": max_null_share}
+def about(
+    description: str, example: object = None, *, max_null_share: float = 0.0, personal: bool = False
+) -> dict[str, Any]:
+    """Return a field's metadata; `max_null_share` is a share from 0 to 1 of one period's rows.
+
+    What is `personal` is masked in the service's prediction log.
+    """
+    return {"description": description, "example": example, "max_null_share": max_null_share, "personal": personal}
 
 
-def within(low: float, high: float, description: str = "", example: object = None, *, nulls: float = 0.0) -> Any:
+def within(
+    low: float,
+    high: float,
+    description: str = "",
+    example: object = None,
+    *,
+    nulls: float = 0.0,
+    personal: bool = False,
+) -> Any:
     """Return a field for numbers from `low` to `high`, of which a share of at most `nulls` may be missing."""
     limits = {"min_value": low, "max_value": high}
-    return pa.Field(in_range=limits, nullable=nulls > 0, metadata=about(description, example, max_null_share=nulls))
+    metadata = about(description, example, max_null_share=nulls, personal=personal)
+    return pa.Field(in_range=limits, nullable=nulls > 0, metadata=metadata)
 
 
 class Flights(pa.DataFrameModel):

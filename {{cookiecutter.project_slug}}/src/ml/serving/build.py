@@ -20,7 +20,14 @@ from ml.serving.request import Scorer
 STAGING = Path("build/bento")
 MODEL = Path("models/model.onnx")
 REQUIREMENTS = Path("requirements/serving.txt")
-CODE = ("__init__.py", "errors.py", "serving/__init__.py", "serving/request.py", "serving/service.py")
+CODE = (
+    "__init__.py",
+    "errors.py",
+    *(
+        f"serving/{name}.py"
+        for name in ("__init__", "body", "log", "metrics", "openapi", "request", "routes", "service", "settings")
+    ),
+)
 SERVICE = "ml.serving.service:Predictor"
 
 
@@ -42,20 +49,21 @@ def stage(root: Path, model: Path, requirements: Path) -> Path:
         shutil.copyfile(source / name, fresh / "ml" / name)
     shutil.copyfile(model, fresh / "model.onnx")
     shutil.copyfile(requirements, fresh / "requirements.txt")
-    _write_json(fresh / "contract.json", {**scorer.contract.entries, "model": {"sha256": scorer.digest}})
+    write_json(fresh / "contract.json", {**scorer.contract.entries, "model": {"sha256": scorer.digest}})
+    write_json(fresh / "settings.json", {"name": project(root)["name"], **settings(root)})
     # JSON is YAML, and the standard library writes it.
-    _write_json(fresh / "bentofile.yaml", bentofile(_project(root), _python_version(root)))
+    write_json(fresh / "bentofile.yaml", bentofile(project(root), python_version(root)))
     shutil.rmtree(target, ignore_errors=True)
     return fresh.rename(target)
 
 
-def bentofile(project: dict[str, Any], python_version: str) -> dict[str, Any]:
+def bentofile(about: dict[str, Any], python_version: str) -> dict[str, Any]:
     """Return BentoML's build options; the locked requirements are taken as they are, hashes included."""
     return {
         "service": SERVICE,
-        "name": project["name"],
-        "description": project.get("description") or project["name"],
-        "include": ["ml/**/*.py", "model.onnx", "contract.json"],
+        "name": about["name"],
+        "description": about.get("description") or about["name"],
+        "include": ["ml/**/*.py", "model.onnx", "contract.json", "settings.json", "requirements.txt"],
         "docker": {"python_version": python_version},
         "python": {"requirements_txt": "./requirements.txt", "lock_packages": False, "pack_git_packages": False},
     }
@@ -77,7 +85,7 @@ def build(root: Path) -> str:
     """
     staging = stage(root, root / MODEL, root / REQUIREMENTS)
     refuse_changed_schema(json.loads((staging / "contract.json").read_text(encoding="utf-8"))["fields"])
-    name, version = _project(root)["name"], content_hash(staging)
+    name, version = project(root)["name"], content_hash(staging)
     environment = _environment(root)
     if (Path(environment["BENTOML_HOME"]) / "bentos" / name / version / "bento.yaml").exists():
         print(f"{name}:{version} is built already: nothing has changed")
@@ -89,10 +97,16 @@ def build(root: Path) -> str:
     return f"{name}:{version}"
 
 
+def folder(root: Path, tag: str) -> Path:
+    """Return the folder of a Bento that was built here."""
+    return Path(_environment(root)["BENTOML_HOME"], "bentos", *tag.split(":"))
+
+
 def serve(root: Path, port: int = 3000, host: str = "127.0.0.1") -> None:
     """Replace this process by BentoML serving the trained model, so that Ctrl-C reaches it and nothing else."""
     staging = stage(root, root / MODEL, root / REQUIREMENTS)
-    environment = _environment(root)
+    # Whoever ends a service on their own machine does not wait for a load balancer to notice.
+    environment = {"ML_DRAIN": "0", **_environment(root)}
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -128,15 +142,25 @@ def changed_fields(wanted: list[dict[str, Any]], trained: list[dict[str, Any]]) 
     return changed or [a for a, b in zip(new, old, strict=True) if a != b]
 
 
+def settings(root: Path) -> dict[str, Any]:
+    """Return the section `serve` of params.yaml, its defaults where there is none."""
+    from ml.pipeline import params
+
+    path = root / params.PATH
+    return (params.read(path).serve if path.exists() else params.Serve()).model_dump()
+
+
 def _environment(root: Path) -> dict[str, str]:
     return {"BENTOML_HOME": str(root.resolve() / ".bentoml"), "BENTOML_DO_NOT_TRACK": "True", **os.environ}
 
 
-def _project(root: Path) -> dict[str, Any]:
+def project(root: Path) -> dict[str, Any]:
+    """Return the section `project` of pyproject.toml."""
     return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def _python_version(root: Path) -> str:
+def python_version(root: Path) -> str:
+    """Return the Python that the image runs."""
     # Without it BentoML takes the builder's own, and one version would name two different Bentos.
     chosen = root / ".python-version"
     return chosen.read_text().strip() if chosen.exists() else f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -146,5 +170,6 @@ def _within(root: Path, path: Path) -> Path:
     return path.relative_to(root) if path.is_relative_to(root) else path
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a readable file."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

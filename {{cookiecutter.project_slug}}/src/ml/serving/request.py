@@ -29,6 +29,9 @@ from ml.errors import UserError
 
 VERSION = 1
 HINTS = 20
+MANY = 8  # rows from which a column is looked at as a whole first
+# A value between two that pass passes too.
+ORDERED = {"greater_than", "greater_than_or_equal_to", "less_than", "less_than_or_equal_to", "in_range"}
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 Test = tuple[Callable[[Any], bool], str]
 
@@ -62,6 +65,7 @@ class Field:
     optional: bool
     tests: tuple[Test, ...]
     categories: frozenset[str] | None
+    ordered: bool
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> Field:
@@ -74,11 +78,14 @@ class Field:
                 raise UserError(f"contract: {name} has the unknown check {check['check']}: run make pipeline")
         tests = [TYPES[kind], *(_test(check) for check in entry["checks"])]
         categories = frozenset(entry["categories"]) if "categories" in entry else None
-        return cls(name, kind, entry["optional"], tuple(tests), categories)
+        ordered = kind != "string" and all(check["check"] in ORDERED for check in entry["checks"])
+        return cls(name, kind, entry["optional"], tuple(tests), categories, ordered)
 
-    def column(self, rows: Iterable[dict[str, Any]], problems: list[Problem]) -> tuple[np.ndarray, int]:
+    def column(self, rows: list[dict[str, Any]], problems: list[Problem]) -> tuple[np.ndarray, int]:
         """Return the column of shape (n_rows, 1) and how many of its categories are unknown; append the problems."""
         name, tests, categories = self.name, self.tests, self.categories
+        if len(rows) >= MANY and (found := self._at_once([row.get(name) for row in rows])):
+            return found
         missing: Any = "" if self.type == "string" else np.nan
         values, unknown = [], 0
         for index, row in enumerate(rows):
@@ -99,6 +106,25 @@ class Field:
             values.append(value)
         dtype = object if self.type == "string" else np.float32
         return np.array(values, dtype=dtype).reshape(-1, 1), unknown
+
+    def _at_once(self, values: list[Any]) -> tuple[np.ndarray, int] | None:
+        """Return what `column` does for values without a problem; None where they must be looked at one by one."""
+        kinds = set(map(type, values))
+        gaps = type(None) in kinds
+        kinds.discard(type(None))
+        if kinds not in KINDS[self.type] or (gaps and not self.optional):
+            return None
+        present = [value for value in values if value is not None] if gaps else values
+        samples = {min(present), max(present)} if self.ordered else set(present)
+        if not all(passes(value) for value in samples for passes, _ in self.tests):
+            return None
+        if self.type == "string":
+            strange = () if self.categories is None else samples - self.categories
+            filled = ["" if value is None else value for value in values] if gaps else values
+            return np.array(filled, dtype=object).reshape(-1, 1), sum(map(values.count, strange))
+        column = np.array(values, dtype=np.float32).reshape(-1, 1)
+        # NaN has no order, so that nothing is known of values beside one.
+        return (column, 0) if np.isnan(column).sum() == len(values) - len(present) else None
 
 
 @dataclass(frozen=True)
@@ -198,7 +224,9 @@ class Scorer:
 
     def score(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Return probabilities of shape (n_rows, n_classes), or values of shape (n_rows, 1)."""
-        return self.session.run([self.output], columns)[0]
+        found = self.session.run([self.output], columns)[0]
+        # A sum of many 32-bit leaves may end a last bit outside.
+        return found if self.output == "value" else np.minimum(np.maximum(found, 0.0), 1.0)
 
     def predictions(self, scores: np.ndarray) -> list[dict[str, Any]]:
         """Return one answer a row; a score that is not finite is null, for JSON has no other word for it."""
@@ -235,6 +263,14 @@ TYPES: dict[str, Test] = {
     "integer": (_whole, "must be a whole number of at most 64 bits"),
     "number": (_number, "must be a finite number within ±3.4e38"),
     "boolean": (lambda value: type(value) is bool, "must be true or false"),
+}
+
+
+KINDS: dict[str, list[set[type]]] = {
+    "string": [{str}],
+    "integer": [{int}],
+    "number": [{int}, {float}, {int, float}],
+    "boolean": [{bool}],
 }
 
 

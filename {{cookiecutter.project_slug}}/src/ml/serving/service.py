@@ -1,237 +1,150 @@
 """Serves the model: `POST /predict` takes rows of named fields, `GET /info` says which model answers.
 
 Bodies are read here and not by BentoML's own input parsing: whatever a client sends, there is one parser, one check
-(the contract) and one shape of error. BentoML describes the route in its OpenAPI document and runs everything else.
+(the contract) and one shape of error. BentoML runs the workers, the other routes, the metrics and, where it is
+asked for, adaptive batching.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
+import numpy as np
 import pydantic
 
-from ml.serving.request import Contract, Problem, Scorer
+from ml.errors import UserError
+from ml.serving import openapi
+from ml.serving.body import RequestError, read_rows
+from ml.serving.request import Contract, Scorer
+from ml.serving.routes import Routes
+from ml.serving.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-CONTRACT = Contract.read(ROOT / "contract.json")
-SHOWN = 20
-NO_FIELD = "(none of the contract)"
-Message = MutableMapping[str, Any]
-App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 
-def field_schema(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the OpenAPI 3.0 schema of a field, its checks as far as OpenAPI has words for them."""
-    schema: dict[str, Any] = {"type": entry["type"], "description": entry["description"]}
-    if "categories" in entry:
-        known = ", ".join(entry["categories"])
-        schema["description"] += f". Known: {known}; others are scored as unknown"
-    if entry["optional"]:
-        schema["nullable"] = True
-    if entry["example"] is not None:
-        schema["example"] = entry["example"]
-    for check in entry["checks"]:
-        schema.update(_keywords(check))
-    return schema
+def load(root: Path) -> tuple[Contract, Settings]:
+    """Read what the service is made of; end the process with one line where that is not what was built.
 
-
-def _keywords(check: dict[str, Any]) -> dict[str, Any]:
-    match check:
-        case {"check": "in_range", "min_value": low, "max_value": high, **rest}:
-            found = {"minimum": low, "maximum": high}
-            found |= {} if rest.get("include_min", True) else {"exclusiveMinimum": True}
-            return found | ({} if rest.get("include_max", True) else {"exclusiveMaximum": True})
-        case {"check": "greater_than" | "greater_than_or_equal_to" as name, "min_value": low}:
-            return {"minimum": low, **({"exclusiveMinimum": True} if name == "greater_than" else {})}
-        case {"check": "less_than" | "less_than_or_equal_to" as name, "max_value": high}:
-            return {"maximum": high, **({"exclusiveMaximum": True} if name == "less_than" else {})}
-        case {"check": "equal_to", "value": value}:
-            return {"enum": [value]}
-        case {"check": "isin", "allowed_values": values}:
-            return {"enum": values}
-        case {"check": "str_matches", "pattern": pattern}:
-            return {"pattern": pattern if pattern.startswith("^") else f"^(?:{pattern})"}
-        case {"check": "str_length", **limits}:
-            low, high = limits.get("exact_value") or limits.get("min_value"), limits.get("exact_value")
-            high = high or limits.get("max_value")
-            return {k: v for k, v in (("minLength", low), ("maxLength", high)) if v is not None}
-    return {}
-
-
-def row_schema(contract: Contract) -> dict[str, Any]:
-    """Return the OpenAPI schema of a row, with the example that the schema's examples make."""
-    entries = contract.entries["fields"]
-    return {
-        "type": "object",
-        "properties": {entry["name"]: field_schema(entry) for entry in entries},
-        "required": [entry["name"] for entry in entries if not entry["optional"]],
-        "additionalProperties": False,
-        "example": contract.example(),
-    }
-
-
-def answer_schema(contract: Contract) -> dict[str, Any]:
-    """Return the OpenAPI schema of an answer, by the contract's task."""
-    number = {"type": "number", "nullable": True}
-    properties = {
-        "regression": {"value": number},
-        "binary": {"score": number, "decision": {"type": "boolean"}},
-    }.get(
-        contract.task,
-        {
-            "label": {"type": "string", "enum": list(contract.classes)},
-            "probabilities": {"type": "object", "properties": dict.fromkeys(contract.classes, number)},
-        },
-    )
-    prediction = {"type": "object", "properties": properties, "required": list(properties)}
-    return {
-        "type": "object",
-        "properties": {
-            "model": {"type": "string", "description": "SHA-256 of the ONNX file"},
-            "predictions": {"type": "array", "items": prediction, "description": "One a row, in their order"},
-        },
-        "required": ["model", "predictions"],
-    }
-
-
-ROWS = {"type": "array", "minItems": 1, "items": row_schema(CONTRACT), "example": [CONTRACT.example()]}
-Rows = Annotated[list[Any], pydantic.WithJsonSchema(ROWS)]
-Answer = Annotated[dict[str, Any], pydantic.WithJsonSchema(answer_schema(CONTRACT))]
-
-
-class RequestError(Exception):
-    """A body that cannot be answered: one line, and the problems by row and field."""
-
-    def __init__(self, error: str, problems: list[Problem] | None = None) -> None:
-        super().__init__(error)
-        self.problems = problems or []
-
-    def answer(self) -> dict[str, Any]:
-        """Return the body of the answer, with the first problems."""
-        shown = [
-            problem._replace(field=problem.field[:100], value=_shown(problem.value))._asdict()
-            for problem in self.problems[:SHOWN]
-        ]
-        return {"error": str(self), "problems": shown}
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    if isinstance(value, str):
-        return value[:100]
-    if isinstance(value, bool) or value is None:
-        return value
-    return value if abs(value) < 2**63 else str(value)[:100]
-
-
-def read_rows(body: bytes) -> list[Any]:
-    """Return the rows of a request's body; raise RequestError where it has none."""
+    Here and not in the worker, whose failure BentoML reports by a stack trace, and repeats.
+    """
     try:
-        content = json.loads(body)
-    except RecursionError:
-        raise RequestError("the body is nested too deeply") from None
-    except ValueError as error:
-        raise RequestError(f"the body is not JSON: {error}") from None
-    rows = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows or len(content) > 1:
-        raise RequestError('the body must be {"rows": [{field: value, …}, …]} with at least one row')
-    return rows
+        contract, settings = Contract.read(root / "contract.json"), Settings.read(root / "settings.json")
+        digest = hashlib.sha256((root / "model.onnx").read_bytes()).hexdigest()
+        if digest != contract.entries["model"]["sha256"]:
+            raise UserError(f"{root / 'model.onnx'} is damaged or of another build: run make build again")
+    except (UserError, OSError, ValueError, KeyError) as error:
+        raise SystemExit(f"ml: {' '.join(str(error).split())}") from None
+    return contract, settings
 
 
-def refuse(problems: list[Problem]) -> None:
-    """Raise RequestError where there are problems."""
-    if problems:
-        first = problems[0]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        field = f", {first.field[:100]}" if first.field else ""
-        raise RequestError(f"row {first.row}{field}: {first.rule}{more}", problems)
-
-
-class Routes:
-    """ASGI middleware that answers `/predict` and `/info`; the rest is BentoML's."""
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
-        match scope.get("method"), scope.get("path"):
-            case "POST", "/predict":
-                status, content = bentoml.get_current_service().respond(await _body(receive))
-            case "GET", "/info":
-                status, content = 200, bentoml.get_current_service().info
-            case _:
-                return await self.app(scope, receive, send)
-        body = json.dumps(content).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-
-async def _body(receive: Callable[[], Awaitable[Message]]) -> bytes:
-    parts, more = [], True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
+CONTRACT, SETTINGS = load(ROOT)
+BATCHING = SETTINGS.batching or {}
+Rows = Annotated[list[Any], pydantic.WithJsonSchema({"type": "array", "items": openapi.row_schema(CONTRACT)})]
+Predictions = Annotated[list[Any], pydantic.WithJsonSchema({"type": "array"})]
 
 
 @bentoml.service(
-    workers=1,
-    traffic={"timeout": 10},
+    workers=SETTINGS.workers,
+    # The routes keep the time; BentoML's own timer is the one behind them, and each costs memory until it ends.
+    traffic={"timeout": SETTINGS.timeout + 1},
     logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": "predict,info,livez,readyz,metrics"},
+    tracing={"excluded_urls": "predict,info,docs.json,livez,readyz,healthz,metrics"},
 )
 class Predictor:
     """Scores rows with the model; `GET /info` says which."""
 
+    bento_service: bentoml.Service
+
     def __init__(self) -> None:
+        # prometheus_client must not be imported before BentoML has set up its folder for several workers.
+        from ml.serving.log import opened
+        from ml.serving.metrics import Metrics, labels
+
         self.scorer = Scorer(ROOT / "model.onnx", CONTRACT)
-        self.unknown = bentoml.metrics.Counter("ml_unknown_categories", "Categories not seen in training", ["field"])
-        self.rejected = bentoml.metrics.Counter("ml_rejected_rows", "Rows refused, by field", ["field"])
-        self.fields = {field.name for field in CONTRACT.fields}
-        for field in CONTRACT.fields:
-            self.rejected.labels(field.name)
-            if field.categories is not None:
-                self.unknown.labels(field.name)
-        self.info = {
+        self.batching = SETTINGS.batching is not None
+        self.timeout, self.drain = SETTINGS.timeout, SETTINGS.drain
+        self.most_bytes, self.most_rows = SETTINGS.limits["bytes"], SETTINGS.limits["rows"]
+        about = {
             "model": self.scorer.digest,
             "task": CONTRACT.task,
             "target": CONTRACT.target,
             "fields": len(CONTRACT.fields),
+            "commit": SETTINGS.commit,
+            "version": SETTINGS.version,
+            "stage": SETTINGS.stage,
         }
+        self.about, self.info = about, json.dumps(about).encode()
+        self.example, self.document = json.dumps({"rows": [CONTRACT.example()]}).encode(), b""
+        self.metrics = Metrics(CONTRACT, labels(about))
+        personal = {entry["name"] for entry in CONTRACT.entries["fields"] if entry.get("personal")}
+        self.log = opened(SETTINGS.log, self.scorer.digest, personal, self.metrics.dropped)
 
-    @bentoml.api
-    async def predict(self, rows: Rows) -> Answer:
-        """Score one row or many."""
-        try:
-            return self.answer(rows)
-        except RequestError as error:
-            raise bentoml.exceptions.InvalidArgument(str(error)) from None
+    @bentoml.api(
+        batchable=SETTINGS.batching is not None,
+        max_batch_size=BATCHING.get("rows", 100),
+        max_latency_ms=BATCHING.get("milliseconds", 60_000),
+    )
+    async def predict(self, rows: Rows) -> Predictions:
+        """Score rows that the routes have checked; only batches come this way."""
+        return self.scored(CONTRACT.columns(rows).columns)
 
-    def respond(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Return the status and the content of the answer to a body; a body cannot make it raise."""
-        try:
-            return 200, self.answer(read_rows(body))
-        except RequestError as error:
-            return 400, error.answer()
+    @bentoml.on_startup
+    def describe(self) -> None:
+        """Write the OpenAPI document, with examples that were answered here."""
+        base = self.bento_service.openapi_spec.asdict()
+        example = CONTRACT.example()
+        answer = self.scorer.predictions(self.scorer.score(CONTRACT.columns([example]).columns))
+        error = RequestError.of(CONTRACT.columns([example | {"unknown": 1}]).problems)
+        examples = {"answer": self.whole(answer), 400: error.answer()}
+        found = openapi.document(base, CONTRACT, self.most_rows, self.about, SETTINGS.name, examples)
+        self.document = json.dumps(found).encode()
 
-    def answer(self, rows: list[Any]) -> dict[str, Any]:
-        """Return the model's hash and one prediction a row; raise RequestError for rows that break the contract."""
+    def warm_up(self) -> None:
+        """Answer the example as a request would be answered, and count nothing."""
+        rows = read_rows(self.example, 1)
+        json.dumps(self.whole(self.scorer.predictions(self.scorer.score(CONTRACT.columns(rows).columns))))
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Write what the prediction log still holds."""
+        if self.log:
+            self.log.close()
+
+    def checked(self, body: bytes) -> tuple[list[Any], dict[str, np.ndarray]]:
+        """Return a body's rows and the model's inputs; raise RequestError where they break the contract."""
+        rows = read_rows(body, self.most_rows)
         columns, problems, unknown = CONTRACT.columns(rows)
-        for field, count in Counter(problem.field for problem in problems).items():
-            # Names that a client makes up would make as many time series.
-            self.rejected.labels(field if field in self.fields else NO_FIELD).inc(count)
-        refuse(problems)
-        for field, count in unknown.items():
-            self.unknown.labels(field).inc(count)
-        return {"model": self.scorer.digest, "predictions": self.scorer.predictions(self.scorer.score(columns))}
+        if problems:
+            self.metrics.count_problems(problems)
+            raise RequestError.of(problems)
+        if unknown:
+            self.metrics.count_unknown(unknown)
+        return rows, columns
+
+    def scored(self, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Return one prediction a row, and count the scores."""
+        scores = self.scorer.score(columns)
+        self.metrics.count_scores(scores, CONTRACT.task)
+        return self.scorer.predictions(scores)
+
+    def answered(self, rows: list[Any], predictions: list[dict[str, Any]], identity: bytes) -> bytes:
+        """Return the body of the answer, and log it."""
+        if self.log:
+            self.log.put(identity.decode("ascii"), rows, predictions)
+        return json.dumps(self.whole(predictions)).encode()
+
+    def whole(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the answer to all rows of a request."""
+        return {"model": self.scorer.digest, "predictions": predictions}
+
+    def respond(self, body: bytes, identity: bytes) -> bytes:
+        """Return the answer to a body; raise RequestError and nothing else for one that cannot be answered."""
+        rows, columns = self.checked(body)
+        return self.answered(rows, self.scored(columns), identity)
 
 
 Predictor.add_asgi_middleware(Routes)

@@ -1,0 +1,366 @@
+"""Is the candidate as fast as the baseline: both under the same load, side by side, in short rounds of random order.
+
+Rounds a second apart share what else the machine does, so their ratio is steadier than either figure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from ml.errors import UserError
+from ml.progress import steps
+from ml.serving import build, image
+from ml.serving.request import Contract, Scorer
+
+HOLDOUT = Path("data/split/holdout.parquet")
+FOLDER = Path("reports/service")
+RESULT = FOLDER / "result.json"
+BODIES = 400
+START = 90.0  # seconds
+WARM = 1.5
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+LIMITS = {"cpus": "1", "memory": "1g"}  # of a container
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request as it is sent, and the status that must come back."""
+
+    content: bytes
+    rows: int
+    status: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of load saw; times in milliseconds."""
+
+    times: list[float]
+    seconds: float
+    errors: int
+
+    def figures(self) -> dict[str, float]:
+        """Return the quantiles in milliseconds and the throughput in requests a second."""
+        found = {name: float(np.quantile(self.times, at)) for name, at in QUANTILES.items()}
+        return found | {"throughput": len(self.times) / self.seconds}
+
+
+def bodies(root: Path, sizes: tuple[int, ...] = (1, 1, 1, 1, 10, 100), invalid: float = 0.02) -> list[Body]:
+    """Return requests of rows drawn from the holdout; a share of them breaks the contract and must be refused.
+
+    Raises UserError without a model or a holdout.
+    """
+    import pyarrow.parquet
+
+    contract = Scorer(root / build.MODEL).contract
+    names = [field.name for field in contract.fields]
+    try:
+        table = pyarrow.parquet.read_table(root / HOLDOUT, columns=names)
+    except (OSError, pyarrow.ArrowException):
+        raise UserError(f"{HOLDOUT} is missing or not readable: run make pipeline") from None
+    chance = random.Random(0)
+    rows = [table.slice(chance.randrange(len(table)), 1).to_pylist()[0] for _ in range(BODIES)]
+    return [_body(chance, rows, contract, chance.choice(sizes), chance.random() < invalid) for _ in range(BODIES)]
+
+
+def _body(chance: random.Random, rows: list[dict[str, Any]], contract: Contract, size: int, spoil: bool) -> Body:
+    chosen = [{name: _plain(value) for name, value in chance.choice(rows).items()} for _ in range(size)]
+    if spoil:
+        chosen[-1] = {**chosen[-1], contract.fields[0].name: {"no": "value"}}
+    return Body(json.dumps({"rows": chosen}).encode(), size, 400 if spoil else 200)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def send(client: Any, body: Body) -> None:
+    """Send a request through a Locust client; another status than the expected one is a failure."""
+    headers = {"content-type": "application/json"}
+    name = f"/predict {body.rows} rows" if body.status == 200 else "/predict refused"
+    with client.post("/predict", body.content, headers=headers, name=name, catch_response=True) as answer:
+        if answer.status_code == body.status:
+            answer.success()
+        else:
+            answer.failure(f"status {answer.status_code} where {body.status} was due")
+
+
+class Load:
+    """Locust in this process: rounds of load against one address at a time."""
+
+    def __init__(self, requests: list[Body], users: int) -> None:
+        from locust import FastHttpUser, task
+        from locust.env import Environment
+
+        self.users, self.times, self.errors = users, list[float](), 0
+
+        class Caller(FastHttpUser):
+            @task
+            def predict(self) -> None:
+                send(self.client, random.choice(requests))
+
+        self.environments: dict[str, Any] = {}
+        self.make = lambda host: Environment(user_classes=[Caller], host=host)
+
+    def environment(self, host: str) -> Any:
+        """Return the Locust environment of an address, which keeps the statistics of all its rounds."""
+        if host not in self.environments:
+            found = self.environments[host] = self.make(host)
+            found.create_local_runner()
+            found.events.request.add_listener(self._note)
+        return self.environments[host]
+
+    def _note(self, response_time: float, exception: Exception | None, **_: Any) -> None:
+        self.times.append(response_time)
+        self.errors += exception is not None
+
+    def round(self, host: str, seconds: float) -> Round:
+        """Return what `users` callers, each with one connection, saw in so many seconds."""
+        import gevent
+
+        runner = self.environment(host).runner
+        self.times, self.errors = [], 0
+        start = time.perf_counter()
+        runner.start(self.users, spawn_rate=100)
+        gevent.sleep(seconds)
+        times, errors, took = self.times, self.errors, time.perf_counter() - start
+        runner.stop()
+        if not times:
+            raise UserError(f"{host} answered nothing in {seconds} s: look at its log")
+        return Round(times, took, errors)
+
+    def page(self, host: str) -> str:
+        """Return Locust's own report on an address."""
+        from locust.html import get_html_report
+
+        return get_html_report(self.environment(host), show_download_link=False)
+
+
+def paired(load: Load, hosts: dict[str, str], rounds: int, seconds: float) -> dict[str, list[Round]]:
+    """Return the rounds of each side, taken in pairs whose order is random, after a warm-up."""
+    chance = random.Random(0)
+    found: dict[str, list[Round]] = {side: [] for side in hosts}
+    for side in hosts:
+        load.round(hosts[side], WARM)
+    with steps("load test", rounds * len(hosts)) as bar:
+        for _ in range(rounds):
+            for side in chance.sample([*hosts], len(hosts)):
+                found[side].append(load.round(hosts[side], seconds))
+                bar.update()
+    return found
+
+
+def ratios(candidate: list[Round], baseline: list[Round]) -> dict[str, tuple[float, float, float]]:
+    """Return candidate over baseline of each figure: the mean of the pairs' logarithms, and its 95 % t-interval.
+
+    A pair that something else disturbed counts as the most extreme of the rest (winsorised, one at each end).
+    """
+    from scipy import stats
+
+    found = {}
+    for name in (*QUANTILES, "throughput"):
+        logs = np.sort(
+            [
+                math.log(one.figures()[name] / other.figures()[name])
+                for one, other in zip(candidate, baseline, strict=True)
+            ]
+        )
+        if len(logs) >= 8:
+            logs[0], logs[-1] = logs[1], logs[-2]
+        half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+        found[name] = tuple(math.exp(logs.mean() + side * half) for side in (0, -1, 1))
+    return found
+
+
+def verdict(
+    rounds: dict[str, list[Round]], limits: dict[str, Any], compared: dict[str, tuple[float, float, float]]
+) -> dict[str, Any]:
+    """Return status, sentence and remedy as the review reads them, with the figures beside them.
+
+    A ratio fails where it is beyond its limit and its interval excludes 1. It is not judged where the interval is so
+    wide that a ratio of 1 and one beyond the limit are both likely.
+    """
+    mine = rounds["candidate"]
+    sent, errors = sum(len(part.times) for part in mine), sum(part.errors for part in mine)
+    p99 = float(np.median([part.figures()["p99"] for part in mine]))
+    faults, unsure = [], []
+    if errors > limits["errors"] * sent:
+        faults.append(f"{errors} of {sent:,} requests failed, at most {limits['errors']:.2%}")
+    if p99 > limits["p99_ms"]:
+        faults.append(f"p99 is {p99:.1f} ms, at most {limits['p99_ms']:g}")
+    for name, (ratio, low, high) in compared.items():
+        limit = limits["ratio"][name]
+        worse, edge = (ratio < limit, high < 1) if name == "throughput" else (ratio > limit, low > 1)
+        what = f"{name} is {ratio:.2f} times the baseline's ({low:.2f} to {high:.2f})"
+        if worse:
+            (faults if edge else unsure).append(
+                f"{what}, {'at least' if name == 'throughput' else 'at most'} {limit:g}"
+            )
+    said = ", ".join(f"{name} {ratio:.2f}" for name, (ratio, *_) in compared.items())
+    fine = f"times the baseline's: {said}" if compared else f"no baseline yet; p99 {p99:.1f} ms of {sent:,} requests"
+    status = "failed" if faults else "not judged" if unsure else "passed"
+    sentence = "; ".join(faults) or ("; ".join(unsure) + ": too noisy to say" if unsure else fine)
+    remedy = {"failed": "profile the service", "not judged": "run it again on a quieter machine", "passed": ""}[status]
+    return {
+        "status": status,
+        "sentence": sentence,
+        "observed": f"{p99:.1f} ms",
+        "threshold": f"{limits['p99_ms']:g} ms",
+        "remedy": remedy,
+    }
+
+
+def run(
+    root: Path, candidate: str | None, baseline: str | None, settings: Any, limits: Any, network: str | None
+) -> str:
+    """Load the candidate beside the baseline, write `reports/service/` and return the verdict's sentence.
+
+    gevent must have patched the standard library before. Raises UserError where a side cannot be started or the
+    verdict is not a pass.
+    """
+    scorer = Scorer(root / build.MODEL)
+    requests = bodies(root, tuple(settings["sizes"]), settings["invalid"])
+    candidate = candidate or build.build(root)
+    with ExitStack() as stack:
+        places = {"candidate": candidate} | ({"baseline": baseline} if baseline else {})
+        hosts = {side: stack.enter_context(serving(root, what, network)) for side, what in places.items()}
+        load = Load(requests, settings["users"])
+        rounds = paired(load, hosts, settings["rounds"], settings["seconds"])
+        pages = {side: load.page(host) for side, host in hosts.items()}
+    compared = ratios(rounds["candidate"], rounds["baseline"]) if baseline else {}
+    found = {"model": scorer.digest, **verdict(rounds, limits, compared)}
+    write(root, found, rounds, compared, pages)
+    if found["status"] != "passed":
+        raise UserError(f"{found['status']}: {found['sentence']}")
+    return found["sentence"]
+
+
+def write(
+    root: Path,
+    found: dict[str, Any],
+    rounds: dict[str, list[Round]],
+    compared: dict[str, tuple[float, float, float]],
+    pages: dict[str, str],
+) -> None:
+    """Write the result for the review, the rounds, Locust's pages and a drawing of the rounds."""
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, page in pages.items():
+        (folder / f"{side}.html").write_text(page, encoding="utf-8")
+    measured = {
+        "ratios": {name: dict(zip(("ratio", "low", "high"), ends, strict=True)) for name, ends in compared.items()},
+        "rounds": {
+            side: [part.figures() | {"errors": part.errors} for part in parts] for side, parts in rounds.items()
+        },
+    }
+    build.write_json(folder / "rounds.json", measured)
+    draw(folder / "rounds.svg", measured["rounds"])
+    build.write_json(root / RESULT, found)
+
+
+def draw(path: Path, rounds: dict[str, list[dict[str, float]]]) -> None:
+    """Draw the quantiles of every round, in the order in which they ran."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3))
+    for axes, name in zip(figure.subplots(1, len(QUANTILES)), QUANTILES, strict=True):
+        for side, marker in zip(rounds, "os", strict=False):
+            values = [part[name] for part in rounds[side]]
+            axes.plot(range(1, len(values) + 1), values, marker, linestyle="-", markersize=4, label=side)
+        axes.set(title=f"{name}, ms", xlabel="round", ylim=(0, None))
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+@contextmanager
+def serving(root: Path, what: str, network: str | None = None) -> Iterator[str]:
+    """Yield the address of a service: a URL as it is, a Bento or an image as a process of our own."""
+    if "://" in what:
+        _refuse_silent(what)
+        yield what.rstrip("/")
+    elif (folder := build.folder(root, what)).is_dir():
+        with _bento(folder) as address:
+            yield address
+    else:
+        with _container(what, network) as address:
+            yield address
+
+
+@contextmanager
+def _bento(folder: Path) -> Iterator[str]:
+    port = _free_port()
+    with TemporaryDirectory(prefix="loadtest-") as scratch:
+        # Two services with one folder of metrics would count together.
+        own = {"BENTOML_HOME": scratch, "PROMETHEUS_MULTIPROC_DIR": f"{scratch}/metrics"}
+        log = Path(scratch, "log")
+        with log.open("w") as file:
+            command = [sys.executable, "-m", "bentoml", "serve", build.SERVICE, "--port", str(port)]
+            process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1"],
+                cwd=folder / "src",
+                env=os.environ | own,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        try:
+            _wait(f"http://127.0.0.1:{port}", lambda: log.read_text() if process.poll() is not None else None)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(timeout=30)
+
+
+@contextmanager
+def _container(tag: str, network: str | None) -> Iterator[str]:
+    engine, port = image.find_engine(), _free_port()
+    published = [f"--network={network}"] if network else [f"--publish=127.0.0.1:{port}:{port}"]
+    limits = [f"--{name}={value}" for name, value in LIMITS.items()]
+    with image.running(engine, tag, *published, *limits, f"--env=BENTOML_PORT={port}") as name:
+        _wait(f"http://127.0.0.1:{port}", lambda: image.ended(engine, name))
+        yield f"http://127.0.0.1:{port}"
+
+
+def _refuse_silent(address: str) -> None:
+    try:
+        urllib.request.urlopen(f"{address.rstrip('/')}/readyz", timeout=5)
+    except (OSError, ValueError):
+        raise UserError(f"{address} does not answer: is it running?") from None
+
+
+def _wait(address: str, ended: Any) -> None:
+    end = time.monotonic() + START
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"{address}/readyz", timeout=2)
+            return
+        except OSError:
+            if (reason := ended()) is not None:
+                raise UserError(f"{address} ended before it was ready: {reason.strip()[-300:]}") from None
+            time.sleep(0.2)
+    raise UserError(f"{address} is not ready after {START:g} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from ml.errors import UserError
+from ml.serving import build, loadtest
+from ml.serving.loadtest import Round, bodies, ratios, verdict
+from ml.serving.request import Scorer
+
+LIMITS = {
+    "ratio": {"p50": 1.15, "p95": 1.2, "p99": 1.5, "throughput": 0.87},
+    "errors": 0.001,
+    "p99_ms": 100,
+}
+
+
+@pytest.fixture
+def holdout(project: Path) -> Path:
+    """The project with a holdout of rows that keep the contract."""
+    rows = [{"carrier": "UA", "distance": at + 1, "temp": None if at % 3 else 20.5, "late": 0} for at in range(50)]
+    (project / loadtest.HOLDOUT).parent.mkdir(parents=True)
+    pa.parquet.write_table(pa.Table.from_pylist(rows), project / loadtest.HOLDOUT)
+    return project
+
+
+def test_requests_are_drawn_from_the_holdout_few_rows_and_many_and_some_must_be_refused(holdout: Path) -> None:
+    found = bodies(holdout, sizes=(1, 7), invalid=0.1)
+
+    assert {body.rows for body in found} == {1, 7}
+    refused = [body for body in found if body.status == 400]
+    assert 0.05 < len(refused) / len(found) < 0.15
+    contract = Scorer(holdout / build.MODEL).contract
+    for body in found:
+        problems = contract.columns(json.loads(body.content)["rows"]).problems
+        assert bool(problems) == (body.status == 400)
+
+
+def test_the_same_holdout_gives_the_same_requests(holdout: Path) -> None:
+    assert bodies(holdout) == bodies(holdout)
+
+
+def test_without_a_holdout_it_is_one_line(project: Path) -> None:
+    with pytest.raises(UserError, match=r"holdout.parquet is missing or not readable: run make pipeline"):
+        bodies(project)
+
+
+def rounds(scale: float, count: int = 16, errors: int = 0, seed: int = 0, noise: float = 0.1) -> list[Round]:
+    """Return rounds whose times have a median of `scale` milliseconds, each round a little slower or quicker."""
+    random_ = np.random.default_rng(seed)
+    return [
+        Round([*(scale * np.exp(random_.normal(0, noise) + random_.normal(0, 0.3, 400)))], 400 * scale / 1000, errors)
+        for _ in range(count)
+    ]
+
+
+def judged(candidate: list[Round], baseline: list[Round] | None) -> dict[str, Any]:
+    sides = {"candidate": candidate} | ({"baseline": baseline} if baseline else {})
+    return verdict(sides, LIMITS, ratios(candidate, baseline) if baseline else {})
+
+
+def test_the_ratio_is_of_pairs_so_that_what_slows_both_does_not_count() -> None:
+    drift = np.linspace(1, 3, 16)
+    both = [
+        [
+            Round([time * scale for time in one.times], one.seconds * scale, 0)
+            for one, scale in zip(side, drift, strict=True)
+        ]
+        for side in (rounds(2.0, noise=0), rounds(1.0, seed=1, noise=0))
+    ]
+
+    ratio, low, high = ratios(*both)["p50"]
+
+    assert ratio == pytest.approx(2, rel=0.05)
+    assert 1.9 < low < ratio < high < 2.1
+    assert ratios(*both)["throughput"][0] == pytest.approx(0.5)
+
+
+def test_one_disturbed_pair_does_not_decide() -> None:
+    slow = rounds(1.0)
+    slow[5] = Round([time * 50 for time in slow[5].times], slow[5].seconds * 50, 0)
+
+    assert ratios(slow, rounds(1.0, seed=1))["p95"][0] < 1.15
+
+
+def test_as_fast_passes_and_says_the_ratios() -> None:
+    found = judged(rounds(1.0), rounds(1.0, seed=1))
+
+    assert (found["status"], found["remedy"]) == ("passed", "")
+    assert found["sentence"].startswith("times the baseline's: p50 ")
+
+
+def test_slower_fails_with_the_ratio_and_its_interval() -> None:
+    found = judged(rounds(1.4), rounds(1.0, seed=1))
+
+    assert found["status"] == "failed"
+    assert "p50 is 1.3" in found["sentence"]
+    assert "at most 1.15" in found["sentence"]
+    assert "throughput is 0.7" in found["sentence"]
+
+
+def test_too_noisy_to_say_is_not_judged_and_no_pass() -> None:
+    wild = [rounds(scale, count=1, noise=0)[0] for scale in (3.0, 0.6, 2.5, 0.7)]
+
+    found = judged(wild, rounds(1.0, count=4, noise=0))
+
+    assert found["status"] == "not judged"
+    assert "too noisy to say" in found["sentence"]
+
+
+def test_errors_and_the_plain_objective_count_without_a_baseline_too() -> None:
+    assert judged(rounds(1.0), None)["sentence"].startswith("no baseline yet; p99 ")
+    assert judged(rounds(1.0, errors=1), None)["status"] == "failed"
+    assert "requests failed, at most 0.10%" in judged(rounds(1.0, errors=1), None)["sentence"]
+    assert "ms, at most 100" in judged(rounds(90.0), None)["sentence"]
+
+
+def test_the_result_is_what_the_review_reads(holdout: Path) -> None:
+    sides = {"candidate": rounds(1.0), "baseline": rounds(1.0, seed=1)}
+    compared = ratios(*sides.values())
+
+    loadtest.write(
+        holdout, {"model": "x", **verdict(sides, LIMITS, compared)}, sides, compared, {"candidate": "<html>"}
+    )
+
+    folder = holdout / loadtest.FOLDER
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "candidate.html",
+        "result.json",
+        "rounds.json",
+        "rounds.svg",
+    ]
+    assert set(json.loads((folder / "result.json").read_text())) == {
+        *("model", "status", "sentence", "observed", "threshold", "remedy")
+    }
+    assert len(json.loads((folder / "rounds.json").read_text())["rounds"]["baseline"]) == 16
+    assert "<svg" in (folder / "rounds.svg").read_text()
+
+
+class Loaded:
+    """Notes which side each round was of."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def round(self, host: str, seconds: float) -> Round:
+        self.told.append(host)
+        return Round([1.0], seconds, 0)
+
+
+def test_rounds_come_in_pairs_of_random_order_after_a_warm_up() -> None:
+    load = Loaded()
+
+    found = loadtest.paired(load, {"candidate": "a", "baseline": "b"}, rounds=30, seconds=1)
+
+    assert load.told[:2] == ["a", "b"]
+    pairs = ["".join(load.told[at : at + 2]) for at in range(2, len(load.told), 2)]
+    assert set(pairs) == {"ab", "ba"}
+    assert 8 < pairs.count("ab") < 22
+    assert [len(side) for side in found.values()] == [30, 30]
