@@ -20,6 +20,12 @@ from ml.serving.loadtest import bodies, send
 BODIES = bodies(Path.cwd())
 
 
+@events.init.add_listener
+def _wake(**_: Any) -> None:
+    # gevent's clock stood still meanwhile, and a --run-time would be over at once.
+    gevent.get_hub().loop.update_now()
+
+
 @events.init_command_line_parser.add_listener
 def _options(parser: Any) -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second and user, at random (0: in turn)")
