@@ -56,10 +56,13 @@ def tune(words: Words) -> None:
 
 
 def review(words: Words) -> None:
-    from ml.pipeline import params
-    from ml.review import review
+    from ml.review import aside
 
-    verdict = review.run(params.read(), words.against, words.base, words.approved)
+    with aside.second_process() as other:
+        from ml.pipeline import params
+        from ml.review import review
+
+        verdict = review.run(params.read(), other, words.against, words.base, words.approved)
     for line in review.lines(verdict):
         print(line)
     if verdict.blocked:

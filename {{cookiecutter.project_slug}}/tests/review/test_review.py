@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from ml.errors import SourceError, UserError
 from ml.pipeline import evaluate, params, repeat, split, tracking, train
 from ml.pipeline.params import Params
 from ml.pipeline.tables import write_parquet
-from ml.review import lock, plots, review, sides
+from ml.review import aside, lock, plots, review, sides
+from ml.review.aside import Aside
 from ml.review.verdict import GATES, Metric, Result, Verdict
 
 GOLD = "average_precision_skill"
@@ -88,11 +91,24 @@ def save(message: str) -> str:
     return git(Path.cwd(), "rev-parse", "HEAD").strip()
 
 
+class AtOnce(Executor):
+    """Does at once, and in this process, what it is given."""
+
+    def submit(self, does: Callable[..., Any], /, *words: Any) -> Future[Any]:
+        done = Future[Any]()
+        try:
+            done.set_result(does(*words))
+        except UserError as error:
+            done.set_exception(error)
+        return done
+
+
 def without_tools(patch: pytest.MonkeyPatch) -> None:
     example.install(patch)
     patch.setattr(tracking, "log_training", lambda **_: None)
     patch.setattr(train, "importance", lambda _, inputs, *__: dict.fromkeys(inputs, 0.01))
     patch.setattr(lock, "problems", lambda *_, **__: [])
+    patch.setattr(aside, "second_process", lambda: nullcontext(Aside(AtOnce())))
     patch.setenv("DVC_NO_ANALYTICS", "1")
 
 
@@ -133,7 +149,7 @@ def workshop(pristine_workshop: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def reviewed(**words: str) -> Verdict:
-    return review.run(params.read(), **words)
+    return review.run(params.read(), Aside(AtOnce()), **words)
 
 
 def result(verdict: Verdict, gate: str, *, own: bool = False) -> Result:

@@ -17,7 +17,8 @@ from ml.pipeline import params as settings
 from ml.pipeline import split, tracking, train
 from ml.pipeline.params import Params
 from ml.pipeline.tables import write_bytes
-from ml.review import behaviour, card, gates, lock, measure, plots, report, sides
+from ml.review import behaviour, card, gates, measure, report, sides
+from ml.review.aside import Aside
 from ml.review.gates import Facts
 from ml.review.verdict import Change, Importance, Side, Verdict
 
@@ -103,15 +104,16 @@ def collect(
     base: sides.Commit | None,
     against: sides.Commit | None,
     cases: behaviour.Cases,
+    other: Aside,
 ) -> tuple[Facts, dict[str, Any]]:
     """Return the facts, and what only the report shows (with the scores that are drawn)."""
     found, shown = Collector(), dict[str, Any]()
-    found.take(lambda: {"lock": lock.problems(Path.cwd())}, "lock")
     found.facts["reproduced"] = measure.reproduced()
     try:
         ours = measure.candidate(params)
     except UserError as error:
         found.unjudged.update(dict.fromkeys(OF_MODEL, str(error)))
+        found.take(lambda: {"lock": other.problems()}, "lock")
         return Facts(first=against is None, **found.facts, unjudged=found.unjudged), shown
     theirs = None
     if against is not None:
@@ -156,6 +158,7 @@ def collect(
         shown["reliability_before"] = measure.reliability(
             params, ours.truth[theirs.mask], theirs.scores[theirs.mask], theirs.contract
         )
+    found.take(lambda: {"lock": other.problems()}, "lock")
     shown["sides"] = (ours, theirs)
     facts = Facts(first=against is None, **found.facts, unjudged=found.unjudged, broken=found.broken)
     return facts, shown
@@ -177,7 +180,9 @@ def notes(facts: Facts, params: Params) -> list[str]:
     return found
 
 
-def run(params: Params, against: str | None = None, base: str | None = None, approved: str = "") -> Verdict:
+def run(
+    params: Params, other: Aside, against: str | None = None, base: str | None = None, approved: str = ""
+) -> Verdict:
     """Write the report, the page and the card of the work tree, and return the verdict."""
     base_ref = base or sides.default_base()
     at_base = sides.Commit.at(base_ref) if base_ref else None
@@ -198,12 +203,12 @@ def run(params: Params, against: str | None = None, base: str | None = None, app
     except UserError as error:
         unjudged["behaviour"] = str(error)
     loosened = [*(gates.loosened(theirs, params) if theirs else []), *altered]
-    facts, shown = collect(judged_by, own_lock, at_base, at_other, held_to)
+    facts, shown = collect(judged_by, own_lock, at_base, at_other, held_to, other)
     facts = replace(facts, loosened=loosened, unjudged={**facts.unjudged, **unjudged})
     results = gates.judge(facts, judged_by)
     base_results, own_results = [], []
     if loosened:
-        own_facts, own_shown = collect(params, own_lock, at_base, at_other, cases)
+        own_facts, own_shown = collect(params, own_lock, at_base, at_other, cases, other)
         own_facts = replace(own_facts, loosened=loosened, unjudged={**own_facts.unjudged, **unjudged})
         base_results, own_results = results, gates.judge(own_facts, params, approved)
         if approved:
@@ -242,32 +247,35 @@ def run(params: Params, against: str | None = None, base: str | None = None, app
         commands=commands(commit.get("git.commit", ""), other_ref if at_other else None),
         **shown,
     )
-    write(verdict, seen_sides, params)
+    write(verdict, seen_sides, params, other)
     return verdict
 
 
-def write(verdict: Verdict, seen: tuple[measure.Candidate, measure.Production | None] | None, params: Params) -> None:
+def write(
+    verdict: Verdict,
+    seen: tuple[measure.Candidate, measure.Production | None] | None,
+    params: Params,
+    other: Aside,
+) -> None:
     """Write verdict, report and page, and the card where there is a model."""
     drawings = {}
     if seen is not None:
-        drawings = drawn(verdict, *seen)
+        drawings = other.draw(*to_draw(verdict, *seen))
         ours = seen[0]
         content = card.card(verdict, card_facts(verdict, params, ours))
         write_bytes(content.encode(), CARD)
     report.write(verdict, drawings, FOLDER)
 
 
-def drawn(verdict: Verdict, ours: measure.Candidate, theirs: measure.Production | None) -> dict[str, str]:
-    """Return the drawings, both models on the rows that neither learned from."""
+def to_draw(verdict: Verdict, ours: measure.Candidate, theirs: measure.Production | None) -> tuple[Any, ...]:
+    """Return what `plots.draw` takes, both models on the rows that neither learned from."""
     mask = slice(None) if theirs is None else theirs.mask
     scores = [side.scores[mask] for side in (ours, theirs) if side is not None]
     if verdict.task == "binary":
         scores = [side[:, 1] for side in scores]
     before = scores[1] if theirs is not None else None
     contract = ours.contract
-    return plots.draw(
-        verdict, ours.truth[mask], scores[0], before, contract.get("threshold"), contract.get("classes", [])
-    )
+    return verdict, ours.truth[mask], scores[0], before, contract.get("threshold"), contract.get("classes", [])
 
 
 def lines(verdict: Verdict) -> list[str]:

@@ -1,0 +1,69 @@
+"""Asks DVC and draws in a second process, while the first one measures; both wait for their imports at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml.errors import UserError
+
+if TYPE_CHECKING:
+    from ml.review.lock import Problem
+
+
+class Aside:
+    """What another process does meanwhile, in this order: look at the lock, get ready to draw, draw."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.looked = executor.submit(_problems)
+        executor.submit(_get_ready)
+
+    def problems(self) -> list[Problem]:
+        """Return what keeps the lock of this folder from being current; raise UserError as `lock.problems` does."""
+        return _result(self.looked)
+
+    def draw(self, *words: Any) -> dict[str, str]:
+        """Return what `plots.draw` gives."""
+        return _result(self.executor.submit(_draw, words))
+
+
+@contextmanager
+def second_process() -> Iterator[Aside]:
+    """Yield a process that ends with the block."""
+    # A fork would copy the threads of ONNX Runtime half.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_leave_interrupts) as executor:
+        yield Aside(executor)
+
+
+def _result(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BrokenExecutor:
+        raise UserError("the review's second process was ended from outside, perhaps for want of memory") from None
+
+
+def _leave_interrupts() -> None:
+    # Ctrl-C reaches both; the first one ends the second.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _problems() -> list[Problem]:
+    from ml.review import lock
+
+    return lock.problems(Path.cwd())
+
+
+def _get_ready() -> None:
+    import ml.review.plots  # noqa: F401
+
+
+def _draw(words: tuple[Any, ...]) -> dict[str, str]:
+    from ml.review import plots
+
+    return plots.draw(*words)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import verdicts
+
+from ml.errors import UserError
+from ml.review import aside, plots
+
+
+def test_the_second_process_looks_at_the_lock_of_this_folder_and_draws_the_same(tiny_project: Path) -> None:
+    truth = np.array([0, 1] * 50)
+    drawn = verdicts.full(), truth, np.linspace(0, 1, 100), np.linspace(1, 0, 100), 0.5, ["0", "1"]
+    (tiny_project / "dvc.lock").unlink()
+
+    with aside.second_process() as other:
+        found = other.problems()
+        drawings = other.draw(*drawn)
+
+    assert [problem.what for problem in found] == ["dvc.lock does not exist"]
+    assert drawings == plots.draw(*drawn)
+
+
+def test_what_the_lock_cannot_say_is_still_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with aside.second_process() as other, pytest.raises(UserError, match="DVC cannot read this project"):
+        other.problems()
+
+
+def kill(executor: Executor) -> None:
+    executor.submit(os.kill, executor.submit(os.getpid).result(), signal.SIGKILL)
+
+
+def test_a_second_process_that_is_killed_is_one_line(tiny_project: Path) -> None:
+    with aside.second_process() as other:
+        kill(other.executor)
+
+        with pytest.raises(UserError, match="second process was ended from outside"):
+            other.draw()
