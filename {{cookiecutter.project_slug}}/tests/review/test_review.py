@@ -469,6 +469,18 @@ def parted(rows: pd.DataFrame, *periods: str) -> None:
     write_parquet(rows[held], split.HOLDOUT)
 
 
+def test_rows_that_break_the_contract_are_told_without_their_values(workshop: Path, rows: pd.DataFrame) -> None:
+    parted(rows.assign(load=rows["load"].mask(rows.index == 7, 7123.5)), example.PERIODS[-1])
+    make()
+
+    said = result(reviewed(), "data")
+
+    assert said.status == "failed"
+    assert said.sentence.startswith("contract: load breaks ")
+    assert "(1 of " in said.sentence
+    assert "7123" not in said.sentence
+
+
 def test_each_model_is_scored_on_the_values_that_its_own_pipeline_gave(workshop: Path, rows: pd.DataFrame) -> None:
     parted(rows.assign(temperature=rows["temperature"] + 30), example.PERIODS[-1])
     make()

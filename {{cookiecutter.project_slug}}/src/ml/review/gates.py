@@ -47,6 +47,7 @@ class Facts:
     columns: list[Column] = field(default_factory=list)
     schema_changes: list[SchemaChange] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
+    breaches: list[str] = field(default_factory=list)
     duplicates: float = 0.0
     overlap: float = 0.0
     leaks: list[str] = field(default_factory=list)
@@ -109,6 +110,7 @@ def _home(loosened: list[Change]) -> str:
 def _data(facts: Facts, params: Params) -> Result:
     gate = params.gates.data
     faults = [f"{name}, known only after the event, is an input" for name in facts.leaks]
+    faults += [f"contract: {breach}" for breach in facts.breaches]
     if facts.duplicates > gate.duplicates:
         faults.append(f"{facts.duplicates:.2%} of rows share their keys, at most {gate.duplicates:.2%}")
     if facts.overlap > gate.overlap:

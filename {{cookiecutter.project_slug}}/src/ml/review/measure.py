@@ -259,10 +259,21 @@ def columns(params: Params, ours: Candidate, base: sides.Commit | None, own_lock
             column.model_copy(update={"alone": alone.get(column.name)}) for column in [*found, *empty.values()]
         ],
         "rows": data.rows(both if before is None and theirs else before, both),
+        "breaches": [breach for side in (ours.train, ours.holdout) for breach in breaches(side)],
         "duplicates": data.duplicates(both, keys),
         "overlap": data.overlap(ours.train, ours.holdout, [*fields, target]),
         "leaks": [name for name in fields if name in params.split.leaks],
     }
+
+
+def breaches(rows: pd.DataFrame) -> list[str]:
+    """Return the rules of the contract that rows break, without their values; shared keys are `data.duplicates`'."""
+    found = rules.breaches(schema.Row, rows[[name for name in rows if name != "period"]])
+    return [
+        f"{breach.column or 'a row'} breaks {breach.check} ({breach.rows:,} of {len(rows):,} rows)"
+        for breach in found
+        if not breach.check.startswith("rows share")
+    ]
 
 
 def schema_changes(ours: Candidate, base: sides.Commit | None) -> list[SchemaChange]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import numpy as np
@@ -27,6 +31,7 @@ CHUNK = 16_384  # rows held at once
 FORMATS = (".parquet", ".csv", ".csv.gz")
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, ImportError, ValueError)
 WORDS = {"true": True, "false": False}
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass
@@ -46,7 +51,8 @@ def run(model: Path, source: str, target: str, chunk: int = CHUNK) -> Told:
     Both outputs are written elsewhere first and appear whole. Raises RejectedRowsError, after both are written, where
     rows were rejected, and UserError, with nothing written, where the source cannot be scored.
     """
-    scorer, told = Scorer(model, threads=0), Told()
+    # One thread for each chunk and as many chunks: reading, checking and writing then wait for nobody.
+    scorer, told, cores = Scorer(model, threads=1), Told(), os.cpu_count() or 1
     if not target.endswith((".parquet", ".csv")):
         raise UserError(f"{target} must end in .parquet or .csv, such as scores.parquet")
     paths = files_of(source)
@@ -58,10 +64,11 @@ def run(model: Path, source: str, target: str, chunk: int = CHUNK) -> Told:
         bar = stack.enter_context(steps("score", _length(paths)))
         for path in paths:
             told.files += 1
-            text = not path.endswith(".parquet")
-            for batch in batches(path, chunk, scorer.contract):
-                kept, found = score(batch, scorer, told, text=text)
+            work = partial(_told, scorer=scorer, text=not path.endswith(".parquet"))
+            for batch, kept, found, unknown in in_order(work, batches(path, chunk, scorer.contract), cores):
                 output(kept)
+                for name, count in unknown.items():
+                    told.unknown[name] = told.unknown.get(name, 0) + count
                 for place, problems in found.items():
                     row = batch.slice(place, 1).to_pylist()[0]
                     entry = {"file": path, "row": told.rows + place, "problems": problems, "values": row}
@@ -80,6 +87,23 @@ def run(model: Path, source: str, target: str, chunk: int = CHUNK) -> Told:
     if told.rejected:
         raise RejectedRowsError(f"{told.rejected:,} of {told.rows:,} rows were rejected: {side} says why")
     return told
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Yield the work on each item in the items' order, done in threads; one item more than threads is held."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, "chunks") as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _told(batch: pa.RecordBatch, scorer: Scorer, text: bool) -> tuple[pa.RecordBatch, pa.RecordBatch, Any, Any]:
+    told = Told()
+    return batch, *score(batch, scorer, told, text=text), told.unknown
 
 
 def files_of(source: str) -> list[str]:

@@ -202,7 +202,10 @@ class Scorer:
         """
         import onnxruntime
 
-        content = model.read_bytes()
+        try:
+            content = model.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{model} is missing: run make pipeline") from None
         self.digest = hashlib.sha256(content).hexdigest()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
