@@ -156,6 +156,13 @@ def test_both_layers_have_one_style() -> None:
     assert outer == inner
 
 
+def test_no_two_test_modules_share_a_name() -> None:
+    # pytest imports them by name alone, and then collects nothing.
+    names = Counter(path.name for path in PRODUCT.rglob("test_*.py"))
+
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_a_project_is_small_enough_to_love(bake: Bake) -> None:
     project = bake(include_kubernetes=True)
 

@@ -4,6 +4,8 @@ import json
 import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,23 @@ def test_the_length_of_a_chunk_changes_nothing(model: Path, chunk: int) -> None:
     batch.run(model, write(ROWS * 5, "in.parquet"), "scores.parquet", chunk=chunk)
 
     assert [row["score"] for row in read("scores.parquet")] == [row["score"] for row in service(model, ROWS * 5)]
+
+
+def test_chunks_keep_their_order_and_few_are_held_whichever_is_done_first() -> None:
+    taken: list[int] = []
+
+    def chunks() -> Iterator[int]:
+        for at in range(20):
+            taken.append(at)
+            yield at
+
+    def work(at: int) -> int:
+        time.sleep(0.02 if at % 3 == 0 else 0)
+        return at
+
+    for place, found in enumerate(batch.in_order(work, chunks(), threads=3)):
+        assert found == place
+        assert len(taken) - found <= 4
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
