@@ -158,7 +158,7 @@ def test_both_layers_have_one_style() -> None:
 
 def test_no_two_test_modules_share_a_name() -> None:
     # pytest imports them by name alone, and then collects nothing.
-    names = Counter(path.name for path in PRODUCT.rglob("test_*.py"))
+    names = Counter(path.name for path in (ROOT / PRODUCT).rglob("test_*.py"))
 
     assert [name for name, count in names.items() if count > 1] == []
 
