@@ -20,7 +20,7 @@ from conftest import PRODUCT, ROOT, Bake, clean_environment, files_of, require, 
 LIST = ROOT / "tests" / "files.txt"
 MOST_FILES, MOST_TARGETS = 90, 20
 # Of code: neither blank, comment nor docstring. docs/decisions.md says where the figures come from.
-MOST_LINES = {"pipeline": 1800, "review": 2600, "serving": 1800, "operations": 1500, "elsewhere": 250}
+MOST_LINES = {"pipeline": 1800, "review": 2700, "serving": 1800, "operations": 1500, "elsewhere": 250}
 VERBATIM = json.loads((ROOT / "cookiecutter.json").read_text())["_copy_without_render"]
 LOCKS = ("all.txt", "serving.txt")
 
