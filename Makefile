@@ -14,7 +14,7 @@ export PATH := $(VENV_BIN):$(PATH)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: environment
 environment: ## prepare .venv from requirements.txt; every target below does it first
@@ -52,8 +52,12 @@ lock: environment ## refresh requirements.txt and the product's requirements/ (U
 	@scripts/lock
 
 .PHONY: bench
-bench: environment ## measure, and write docs/benchmarks.md
-	@python -m benchmarks
+bench: environment ## measure, and write docs/benchmarks.md (ARGS="--only cli")
+	@python -m benchmarks $(ARGS)
+
+.PHONY: bench-serving
+bench-serving: environment ## measure the service, and write docs/benchmarks-serving.md (ARGS="--only first")
+	@python -m benchmarks.serving $(ARGS)
 
 .PHONY: soak
 soak: environment ## load a service for 10 minutes and send it 5,000 generated requests (ARGS="--minutes 2")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -74,3 +75,24 @@ def ratio(numerators: Sequence[Cost], denominators: Sequence[Cost], what: str) -
 def middle(costs: Sequence[Cost], what: str) -> float:
     """Return the median of cpu or wall, in seconds."""
     return median(getattr(found, what) for found in costs)
+
+
+def chosen(names: Iterable[str], words: str) -> list[str]:
+    """Return those of the rows that the words name, in the rows' order."""
+    wanted = words.split(",")
+    if unknown := set(wanted) - set(names):
+        raise argparse.ArgumentTypeError(f"no row {', '.join(sorted(unknown))}; choose from {','.join(names)}")
+    return [name for name in names if name in wanted]
+
+
+def measured(bench: object, name: str) -> Found:
+    """Return the row that the method of this name finds, a missed one where it could not be measured."""
+    start = time.monotonic()
+    try:
+        found = getattr(bench, name)()
+    except CommandFailedError as error:
+        print(error, file=sys.stderr)
+        found = Found("not measured", False, "a command failed")
+    said = "pass" if found.passed else "MISS"
+    print(f"{said}  {name}: {found.figure}  ({time.monotonic() - start:.0f} s)\n      {found.note}", flush=True)
+    return found

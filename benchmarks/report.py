@@ -1,18 +1,19 @@
-"""Writes docs/benchmarks.md."""
+"""Writes the pages of docs/ that hold benchmarks."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
 
 from benchmarks.measure import Found
-from benchmarks.rows import TARGETS
 
 PACKAGES = ("dvc", "mlflow", "numpy", "onnxruntime", "pandas", "pandera", "pyarrow", "scikit-learn", "skl2onnx")
+HEAD = ("| | target | measured | | how |", "| --- | --- | --- | --- | --- |")
 
 
 def machine() -> str:
@@ -30,19 +31,26 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}, Python {platform.python_version()}"
 
 
-def versions(listed: str) -> str:
-    """Return the main packages of `uv pip list --format json` in a project, and cookiecutter here."""
+def versions(listed: str, names: Sequence[str] = PACKAGES) -> str:
+    """Return the named packages of `uv pip list --format json` in a project, and cookiecutter here."""
     found = {package["name"]: package["version"] for package in json.loads(listed)}
-    pinned = [f"{name} {found[name]}" for name in PACKAGES if name in found]
+    pinned = [f"{name} {found[name]}" for name in names if name in found]
     return ", ".join([f"cookiecutter {metadata.version('cookiecutter')}", *pinned])
 
 
-def page(rows: dict[str, Found], packages: str, load: tuple[float, float]) -> str:
-    """Return the document."""
+def page(
+    title: str,
+    command: str,
+    targets: Mapping[str, str],
+    rows: Mapping[str, Found],
+    packages: str,
+    load: tuple[float, float],
+) -> str:
+    """Return the document of the rows that a command measured."""
     lines = [
-        "# Benchmarks",
+        f"# {title}",
         "",
-        f"Written by `make bench` on {date.today().isoformat()}. "
+        f"Written by `{command}` on {date.today().isoformat()}. "
         "Targets are ratios within one run wherever they can be, so that they hold on other machines.",
         "",
         f"- Machine: {machine()}",
@@ -50,18 +58,32 @@ def page(rows: dict[str, Found], packages: str, load: tuple[float, float]) -> st
         f"- Load average (1 minute): {load[0]:.1f} at the start, {load[1]:.1f} at the end. "
         "Above the number of cores, other work shared the machine and seconds are longer than they would be.",
         "",
-        "| | target | measured | | how |",
-        "| --- | --- | --- | --- | --- |",
-        *(line(name, found) for name, found in rows.items()),
+        *HEAD,
+        *(line(name, targets[name], found) for name, found in rows.items()),
         *(f"\n**{name}** — {found.note}" for name, found in rows.items() if found.note),
     ]
     return "\n".join(lines) + "\n"
 
 
-def line(name: str, found: Found) -> str:
+def merged(page: str, targets: Mapping[str, str], rows: Mapping[str, Found], load: tuple[float, float]) -> str:
+    """Return a page with these rows in place of their old ones; a sentence says that they were measured apart."""
+    table = {name: text for text in page.splitlines() for name in targets if text.startswith(f"| {name} |")}
+    notes = {name: text for text in page.splitlines() for name in targets if text.startswith(f"**{name}** — ")}
+    for name, found in rows.items():
+        table[name] = line(name, targets[name], found)
+        notes[name] = f"**{name}** — {found.note}" if found.note else ""
+    apart = f"- Measured apart on {date.today().isoformat()}, load average {load[0]:.1f} to {load[1]:.1f}: "
+    names = ", ".join(rows)
+    head = page.split("\n\n| | target")[0].splitlines()
+    kept = [text for text in head if not (text.startswith("- Measured apart") and text.endswith(f": {names}."))]
+    lines = [*kept, f"{apart}{names}.", "", *HEAD, *(table[name] for name in targets if name in table)]
+    return "\n".join(lines + [f"\n{notes[name]}" for name in targets if notes.get(name)]) + "\n"
+
+
+def line(name: str, target: str, found: Found) -> str:
     """Return a row of the table."""
     said = "pass" if found.passed else "**miss**"
-    return f"| {name} | {TARGETS[name]} | {found.figure} | {said} | {found.how} |"
+    return f"| {name} | {target} | {found.figure} | {said} | {found.how} |"
 
 
 def write(text: str, path: Path) -> None:
