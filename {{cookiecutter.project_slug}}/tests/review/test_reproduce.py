@@ -221,7 +221,7 @@ def test_a_stage_runs_with_this_environment_the_copys_code_and_a_store_of_its_ow
         ),
         pytest.param(
             lambda project: shutil.rmtree(project / ".git"),
-            r"^git ls-files: fatal: not a git repository",
+            r"^this folder is not a git repository: run make setup",
             id="no git",
         ),
     ],
