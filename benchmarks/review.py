@@ -17,13 +17,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from scipy import integrate, optimize, special, stats
+
 from ml.pipeline import export, features, params, repeat, split, train
 from ml.pipeline.estimators import pipeline as unfitted
 from ml.pipeline.params import Params
 from ml.pipeline.tables import read_output
 from ml.review import compare, gates, measure
 from ml.review.verdict import Metric
-from scipy import integrate, optimize, special, stats
 
 PAIRS, SEEDS, DRAWS, HOLDOUTS = 200, 12, 200, 1000  # row-wise swaps, retrains, new holdouts, simulated holdouts
 RESAMPLES = 500

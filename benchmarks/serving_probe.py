@@ -16,6 +16,7 @@ DRAWS = 2000
 def rows(count: str) -> list[dict[str, Any]]:
     """Return the first rows of the holdout as a request holds them."""
     import pyarrow.parquet
+
     from ml.serving import build, loadtest
     from ml.serving.request import Scorer
 
@@ -34,6 +35,7 @@ def fields() -> dict[str, str]:
 def tile(count: str, path: str) -> int:
     """Write the holdout's inputs, again and again, to a file of so many rows."""
     import pyarrow.parquet
+
     from ml.serving import build, loadtest
     from ml.serving.request import Scorer
 
@@ -88,6 +90,7 @@ def words(tag: str, base: str, network: str) -> list[str]:
 def retouch() -> str:
     """Change the model's bytes, as a retrain does, and return the tag of its Bento."""
     import onnx
+
     from ml.serving import build
 
     model = onnx.load(build.MODEL)
@@ -146,6 +149,7 @@ class Recorded:
 def rates(runs: list[dict[str, Any]], length: int, limits: dict[str, Any]) -> dict[str, Any]:
     """Return the verdicts of the runs, the shares in runs drawn from all their pairs, and the usual ratios."""
     import numpy as np
+
     from ml.serving.loadtest import ratios, verdict
 
     def judged(pairs: list[tuple[Recorded, Recorded]]) -> tuple[str, dict[str, float]]:

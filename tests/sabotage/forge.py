@@ -10,9 +10,10 @@ import sys
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from ml.pipeline import export, features, params, split, train
 from ml.pipeline.tables import read_output, write_bytes, write_parquet
-from onnx import TensorProto, helper, numpy_helper
 
 
 def constant(graph: onnx.GraphProto, name: str, value: object) -> str:
