@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,17 @@ def test_an_engine_that_does_not_answer_is_named(engine: Path, project: Path) ->
 
     with pytest.raises(UserError, match=r"^docker info: Cannot connect to the Docker daemon$"):
         image.run(project)
+
+
+def test_every_unwanted_tool_is_looked_for_whatever_the_shell(tmp_path: Path) -> None:
+    for name in ("gcc", "git"):
+        (tmp_path / name).touch(mode=0o755)
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", image.UNWANTED], capture_output=True, text=True, check=True, env={"PATH": str(tmp_path)}
+    )
+
+    assert done.stdout.split() == [str(tmp_path / "gcc"), str(tmp_path / "git")]
 
 
 def test_the_dockerfile_puts_what_changes_most_last() -> None:
