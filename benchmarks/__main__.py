@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.measure import chosen, measured
+from benchmarks.measure import chosen, exit_code, measured
 from benchmarks.rows import TARGETS, Bench
 from tests.conftest import ROOT
 
@@ -36,10 +36,7 @@ def main() -> int:
         elif words.keep:
             load = (before, os.getloadavg()[0])
             report.write(report.merged(PAGE.read_text(), TARGETS, rows, load), PAGE)
-    missed = [name for name, found in rows.items() if not found.passed]
-    if missed:
-        print(f"missed: {', '.join(missed)}", file=sys.stderr)
-    return 1 if missed else 0
+    return exit_code(rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -96,3 +96,11 @@ def measured(bench: object, name: str) -> Found:
     said = "pass" if found.passed else "MISS"
     print(f"{said}  {name}: {found.figure}  ({time.monotonic() - start:.0f} s)\n      {found.note}", flush=True)
     return found
+
+
+def exit_code(rows: Mapping[str, Found]) -> int:
+    """Name the rows that miss their targets; return 1 where there are any."""
+    missed = [name for name, found in rows.items() if not found.passed]
+    if missed:
+        print(f"missed: {', '.join(missed)}", file=sys.stderr)
+    return 1 if missed else 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import report
-from benchmarks.measure import CommandFailedError, Found, chosen, cost, measured
+from benchmarks.measure import CommandFailedError, Found, chosen, cost, exit_code, measured
 from benchmarks.rows import GB, Bench, only
 from benchmarks.servers import Load, Server, Wrk, await_answer, running
 from tests.conftest import ROOT, clean_environment
@@ -467,10 +467,7 @@ def main() -> int:
             report.write(report.page(*heading, TARGETS, rows, report.versions(listed, PACKAGES), load), PAGE)
         elif words.keep:
             report.write(report.merged(PAGE.read_text(), TARGETS, rows, (before, os.getloadavg()[0])), PAGE)
-    missed = [name for name, found in rows.items() if not found.passed]
-    if missed:
-        print(f"missed: {', '.join(missed)}", file=sys.stderr)
-    return 1 if missed else 0
+    return exit_code(rows)
 
 
 if __name__ == "__main__":

@@ -62,9 +62,7 @@ def alone(path: str) -> dict[str, float]:
 
     cores, found = os.cpu_count() or 1, {}
     contract = Scorer(build.MODEL).contract
-    chunks = [
-        batch._checked(part, contract, batch.Told(), False)[0] for part in batch.batches(path, batch.CHUNK, contract)
-    ]
+    chunks = [batch.checked(part, contract, text=False)[0] for part in batch.batches(path, batch.CHUNK, contract)]
     for name, threads, at_once in (("within", 0, 1), ("across", 1, cores)):
         scorer = Scorer(build.MODEL, threads=threads)
 

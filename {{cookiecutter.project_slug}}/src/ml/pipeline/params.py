@@ -14,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -66,13 +65,15 @@ def _period(value: str) -> str:
 Period = Annotated[str, AfterValidator(_period)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Limit = Annotated[float, Field(ge=0)]
-OFF = BeforeValidator(lambda value: None if value is False else value)
 
 
-def _with_settings(value: Any) -> Any:
+def _off(value: Any) -> Any:
     if value is None or value is True:
         raise ValueError("needs its settings below it; false turns it off")
-    return value
+    return None if value is False else value
+
+
+OFF = BeforeValidator(_off)  # settings, or false
 
 
 class Section(BaseModel):
@@ -234,13 +235,6 @@ class Gates(Section):
     service: Annotated[ServiceGate | None, OFF]
     image: bool
 
-    @field_validator(
-        "data", "floor", "harm", "calibration", "slices", "fairness", "predictions", "service", mode="before"
-    )
-    @classmethod
-    def _not_empty(cls, value: Any) -> Any:
-        return _with_settings(value)
-
 
 class Batching(Section):
     """Requests that arrive together are scored together, by BentoML's adaptive batching."""
@@ -271,11 +265,6 @@ class Serve(Section):
     batching: Annotated[Batching | None, OFF] = None
     limits: Limits = Limits()
     log: Log = Log()
-
-    @field_validator("batching", mode="before")
-    @classmethod
-    def _not_empty(cls, value: Any) -> Any:
-        return _with_settings(value)
 
 
 class Loadtest(Section):

@@ -13,8 +13,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from ml.errors import SourceError, UserError
+from ml.pipeline import evaluate, split, tracking, train
 from ml.pipeline import params as settings
-from ml.pipeline import split, tracking, train
 from ml.pipeline.params import Params
 from ml.pipeline.tables import write_bytes
 from ml.review import behaviour, card, gates, measure, report, sides
@@ -24,7 +24,7 @@ from ml.review.verdict import Change, Importance, Side, Verdict
 
 FOLDER = Path("reports/review")
 CARD = Path("reports/card.md")
-METRICS = "reports/evaluate/metrics.json"
+METRICS = str(evaluate.METRICS)
 LEAST = 30  # rows; fewer cannot be compared at all
 OF_MODEL = ("data", "floor", "harm", "calibration", "slices", "fairness", "behaviour", "predictions", "parity")
 OF_PRODUCTION = ("harm", "calibration", "predictions")

@@ -31,6 +31,8 @@ CHUNK = 16_384  # rows held at once
 FORMATS = (".parquet", ".csv", ".csv.gz")
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, ImportError, ValueError)
 WORDS = {"true": True, "false": False}
+Problems = dict[int, list[dict[str, str]]]  # by row of a chunk
+Scored = tuple[pa.RecordBatch, Problems, dict[str, int]]
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -64,8 +66,8 @@ def run(model: Path, source: str, target: str, chunk: int = CHUNK) -> Told:
         bar = stack.enter_context(steps("score", _length(paths)))
         for path in paths:
             told.files += 1
-            work = partial(_told, scorer=scorer, text=not path.endswith(".parquet"))
-            for batch, kept, found, unknown in in_order(work, batches(path, chunk, scorer.contract), cores):
+            work = partial(_beside, scorer=scorer, text=not path.endswith(".parquet"))
+            for batch, (kept, found, unknown) in in_order(work, batches(path, chunk, scorer.contract), cores):
                 output(kept)
                 for name, count in unknown.items():
                     told.unknown[name] = told.unknown.get(name, 0) + count
@@ -101,9 +103,8 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
             yield waiting.popleft().result()
 
 
-def _told(batch: pa.RecordBatch, scorer: Scorer, text: bool) -> tuple[pa.RecordBatch, pa.RecordBatch, Any, Any]:
-    told = Told()
-    return batch, *score(batch, scorer, told, text=text), told.unknown
+def _beside(batch: pa.RecordBatch, scorer: Scorer, text: bool) -> tuple[pa.RecordBatch, Scored]:
+    return batch, score(batch, scorer, text=text)
 
 
 def files_of(source: str) -> list[str]:
@@ -167,11 +168,9 @@ def _refuse_missing(names: list[str], contract: Contract, path: str) -> None:
         raise UserError(f"{path} lacks the column {absent[0]}, which the model needs; it has {', '.join(names)[:200]}")
 
 
-def score(
-    batch: pa.RecordBatch, scorer: Scorer, told: Told, *, text: bool
-) -> tuple[pa.RecordBatch, dict[int, list[dict[str, Any]]]]:
-    """Return the good rows with their answers, and for each bad row its problems; `text` says that all values are."""
-    columns, problems = _checked(batch, scorer.contract, told, text)
+def score(batch: pa.RecordBatch, scorer: Scorer, *, text: bool) -> Scored:
+    """Return good rows with their answers, each bad row's problems, and unknown categories; `text`: all values are."""
+    columns, problems, unknown = checked(batch, scorer.contract, text)
     if problems:
         good = np.setdiff1d(np.arange(len(batch)), list(problems))
         batch = batch.take(pa.array(good))
@@ -181,12 +180,13 @@ def score(
         if name in batch.schema.names:
             raise UserError(f"the source has a column {name} already, which the answer would be called: rename it")
         batch = batch.append_column(name, values)
-    return batch, problems
+    return batch, problems, unknown
 
 
-def _checked(
-    batch: pa.RecordBatch, contract: Contract, told: Told, text: bool
-) -> tuple[dict[str, np.ndarray], dict[int, list[dict[str, Any]]]]:
+def checked(
+    batch: pa.RecordBatch, contract: Contract, text: bool
+) -> tuple[dict[str, np.ndarray], Problems, dict[str, int]]:
+    """Return the model's inputs, the problems of each bad row, and the number of unknown categories by field."""
     arrays = {
         entry.name: batch.column(entry.name) if entry.name in batch.schema.names else pa.nulls(len(batch))
         for entry in contract.fields
@@ -200,12 +200,10 @@ def _checked(
         if text:
             rows = [{entry.name: _value(entry.type, row[entry.name]) for entry in contract.fields} for row in rows]
         columns, problems, unknown = contract.columns(rows)
-    for name, count in unknown.items():
-        told.unknown[name] = told.unknown.get(name, 0) + count
-    grouped: dict[int, list[dict[str, Any]]] = {}
+    grouped: Problems = {}
     for problem in problems:
         grouped.setdefault(problem.row, []).append({"field": problem.field, "rule": problem.rule})
-    return columns, grouped
+    return columns, grouped, unknown
 
 
 def at_once(entry: Field, array: pa.Array, text: bool = False) -> tuple[np.ndarray, int] | None:

@@ -86,15 +86,15 @@ def build(root: Path) -> str:
     staging = stage(root, root / MODEL, root / REQUIREMENTS)
     refuse_changed_schema(json.loads((staging / "contract.json").read_text(encoding="utf-8"))["fields"])
     name, version = project(root)["name"], content_hash(staging)
-    environment = _environment(root)
-    if (Path(environment["BENTOML_HOME"]) / "bentos" / name / version / "bento.yaml").exists():
-        print(f"{name}:{version} is built already: nothing has changed")
-        return f"{name}:{version}"
+    tag = f"{name}:{version}"
+    if (folder(root, tag) / "bento.yaml").exists():
+        print(f"{tag} is built already: nothing has changed")
+        return tag
     command = [sys.executable, "-m", "bentoml", "build", "--version", version, "--output", "tag"]
-    done = subprocess.run(command, cwd=staging, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=staging, env=_environment(root), capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"bentoml build failed:\n{(done.stderr or done.stdout).strip()}")
-    return f"{name}:{version}"
+    return tag
 
 
 def folder(root: Path, tag: str) -> Path:
