@@ -70,7 +70,7 @@ def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 @pytest.mark.filterwarnings("ignore")
 @given(rows=st.lists(request_rows(), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_service_batch_and_scikit_learn_agree(sides: Sides, rows: list[dict[str, Any]]) -> None:
     sent = json.loads(json.dumps(rows))
     columns, problems, _ = sides.scorer.contract.columns(sent)
@@ -92,7 +92,7 @@ def test_service_batch_and_scikit_learn_agree(sides: Sides, rows: list[dict[str,
 @pytest.mark.parametrize("kind", ["string", "integer", "number", "boolean"])
 @pytest.mark.parametrize("optional", [True, False])
 @pytest.mark.parametrize("checks", [[], [{"check": "in_range", "min_value": 0, "max_value": 9}]], ids=["any", "some"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_a_column_looked_at_as_a_whole_is_what_its_values_are(
     kind: str, optional: bool, checks: list[dict[str, Any]], values: list[Any]
 ) -> None:

@@ -213,10 +213,12 @@ def _regression(truth: np.ndarray, value: np.ndarray) -> dict[str, Measure]:
     ordered = np.abs(error)[order]
 
     def combine(n: np.ndarray, size: Any, square: Any, sum_: Any, sum_of_squares: Any, bias: Any) -> dict[str, Any]:
+        # Rounding leaves a spread of about 1e-16 of the squares where one value alone was drawn.
+        spread = sum_of_squares - sum_**2 / n
         return {
             "mean_absolute_error": size / n,
             "root_mean_squared_error": np.sqrt(square / n),
-            "r2": 1 - square / (sum_of_squares - sum_**2 / n),
+            "r2": 1 - square / np.where(spread > 1e-12 * sum_of_squares, spread, np.nan),
             "bias": bias / n,
         }
 
