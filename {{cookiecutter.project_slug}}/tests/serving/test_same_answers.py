@@ -101,8 +101,8 @@ def test_a_column_looked_at_as_a_whole_is_what_its_values_are(
     values = values + values[:1] * 8
 
     whole, single = [], []
-    column, unknown = field.column([{"x": value} for value in values], whole)
-    parts = [field.column([{"x": value}], single) for value in values]
+    column, unknown = field.column(values, whole)
+    parts = [field.column([value], single) for value in values]
 
     assert [(p.field, p.rule) for p in whole] == [(p.field, p.rule) for p in single]
     assert unknown == sum(count for _, count in parts)
@@ -123,6 +123,6 @@ def test_many_good_values_of_one_kind_make_the_column_that_single_ones_make(kind
     found = field._at_once(values)
 
     assert found is not None
-    single = np.concatenate([field.column([{"x": value}], [])[0] for value in values])
+    single = np.concatenate([field.column([value], [])[0] for value in values])
     assert np.array_equal(found[0], single, equal_nan=kind != "string")
     assert found[0].dtype == single.dtype

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import orjson
 
 from ml.serving.request import Problem
 
@@ -49,9 +50,7 @@ def _shown(value: Any) -> Any:
 def read_rows(body: bytes, most: int) -> list[Any]:
     """Return the rows of a request's body; raise RequestError where it has none, or more than `most`."""
     try:
-        content = json.loads(body)
-    except RecursionError:
-        raise RequestError("the body is nested too deeply") from None
+        content = orjson.loads(body)
     except ValueError as error:
         raise RequestError(f"the body is not JSON: {error}") from None
     rows = content.get("rows") if isinstance(content, dict) else None

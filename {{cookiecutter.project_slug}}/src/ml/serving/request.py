@@ -14,11 +14,12 @@ As in pandas, None and NaN are missing: allowed where the field is optional and 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,18 +79,17 @@ class Field:
                 raise UserError(f"contract: {name} has the unknown check {check['check']}: run make pipeline")
         tests = [TYPES[kind], *(_test(check) for check in entry["checks"])]
         categories = frozenset(entry["categories"]) if "categories" in entry else None
-        ordered = kind != "string" and all(check["check"] in ORDERED for check in entry["checks"])
+        ordered = kind in ("integer", "number") and all(check["check"] in ORDERED for check in entry["checks"])
         return cls(name, kind, entry["optional"], tuple(tests), categories, ordered)
 
-    def column(self, rows: list[dict[str, Any]], problems: list[Problem]) -> tuple[np.ndarray, int]:
+    def column(self, values: Sequence[Any], problems: list[Problem]) -> tuple[np.ndarray, int]:
         """Return the column of shape (n_rows, 1) and how many of its categories are unknown; append the problems."""
-        name, tests, categories = self.name, self.tests, self.categories
-        if len(rows) >= MANY and (found := self._at_once([row.get(name) for row in rows])):
+        if len(values) >= MANY and (found := self._at_once(values)):
             return found
+        name, tests, categories = self.name, self.tests, self.categories
         missing: Any = "" if self.type == "string" else np.nan
-        values, unknown = [], 0
-        for index, row in enumerate(rows):
-            value = row.get(name)
+        kept, unknown = [], 0
+        for index, value in enumerate(values):
             if value is None or value != value:
                 if not self.optional:
                     problems.append(Problem(index, name, None, "required"))
@@ -103,28 +103,43 @@ class Field:
                 else:
                     if categories is not None and value not in categories:
                         unknown += 1
-            values.append(value)
+            kept.append(value)
         dtype = object if self.type == "string" else np.float32
-        return np.array(values, dtype=dtype).reshape(-1, 1), unknown
+        return np.array(kept, dtype=dtype).reshape(-1, 1), unknown
 
-    def _at_once(self, values: list[Any]) -> tuple[np.ndarray, int] | None:
+    def _at_once(self, values: Sequence[Any]) -> tuple[np.ndarray, int] | None:
         """Return what `column` does for values without a problem; None where they must be looked at one by one."""
         kinds = set(map(type, values))
         gaps = type(None) in kinds
         kinds.discard(type(None))
         if kinds not in KINDS[self.type] or (gaps and not self.optional):
             return None
-        present = [value for value in values if value is not None] if gaps else values
-        samples = {min(present), max(present)} if self.ordered else set(present)
-        if not all(passes(value) for value in samples for passes, _ in self.tests):
+        return self._texts(values, gaps) if self.type == "string" else self._numbers(values)
+
+    def _texts(self, values: Sequence[str | None], gaps: bool) -> tuple[np.ndarray, int] | None:
+        samples = set(values) - {None}
+        if not self._pass(samples):
             return None
-        if self.type == "string":
-            strange = () if self.categories is None else samples - self.categories
-            filled = ["" if value is None else value for value in values] if gaps else values
-            return np.array(filled, dtype=object).reshape(-1, 1), sum(map(values.count, strange))
-        column = np.array(values, dtype=np.float32).reshape(-1, 1)
-        # NaN has no order, so that nothing is known of values beside one.
-        return (column, 0) if np.isnan(column).sum() == len(values) - len(present) else None
+        strange = () if self.categories is None else samples - self.categories
+        filled = ["" if value is None else value for value in values] if gaps else values
+        return np.array(filled, dtype=object).reshape(-1, 1), sum(map(values.count, strange))
+
+    def _numbers(self, values: Sequence[float | None]) -> tuple[np.ndarray, int] | None:
+        try:
+            column = np.array(values, dtype=np.float64)
+        except OverflowError:
+            return None
+        known = column[~np.isnan(column)]
+        if not len(known) or not (self.optional or len(known) == len(column)):
+            return None
+        least, most = float(known.min()), float(known.max())
+        # Beyond, neighbouring integers are one float64.
+        if max(-least, most) >= 2**53 or not self._pass({least, most} if self.ordered else set(values) - {None}):
+            return None
+        return column.astype(np.float32).reshape(-1, 1), 0
+
+    def _pass(self, values: Iterable[Any]) -> bool:
+        return all(passes(value) for value in values for passes, _ in self.tests)
 
 
 @dataclass(frozen=True)
@@ -161,19 +176,32 @@ class Contract:
 
     def columns(self, rows: list[Any]) -> Checked:
         """Check rows of named fields and turn them into the model's inputs."""
-        named = [row if type(row) is dict else {} for row in rows]
+        values, complete = self._values(rows)
         problems: list[Problem] = []
         columns, unknown = {}, {}
-        for field in self.fields:
-            columns[field.name], count = field.column(named, problems)
+        for field, column in zip(self.fields, values, strict=True):
+            columns[field.name], count = field.column(column, problems)
             if count:
                 unknown[field.name] = count
-        strangers = list(self._strangers(rows))
+        strangers = [] if complete else list(self._strangers(rows))
         if strangers:
             whole = {problem.row for problem in strangers if not problem.field}
             problems = strangers + [problem for problem in problems if problem.row not in whole]
         problems.sort(key=lambda problem: problem.row)
         return Checked(columns, problems, unknown)
+
+    @functools.cached_property
+    def _take(self) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+        names = [field.name for field in self.fields]
+        return operator.itemgetter(*names) if len(names) > 1 else lambda row: (row[names[0]],)
+
+    def _values(self, rows: list[Any]) -> tuple[list[Sequence[Any]], bool]:
+        """Return the values by field, and whether each row is known to have all fields and no other."""
+        try:
+            return list(zip(*map(self._take, rows), strict=True)), set(map(len, rows)) == {len(self.fields)}
+        except (KeyError, TypeError):
+            named = [row if type(row) is dict else {} for row in rows]
+            return [[row.get(field.name) for row in named] for field in self.fields], False
 
     def _strangers(self, rows: list[Any]) -> Iterable[Problem]:
         names = {field.name for field in self.fields}

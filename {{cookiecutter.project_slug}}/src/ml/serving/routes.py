@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import bentoml
+import orjson
 
 from ml.serving.body import RequestError
 
@@ -161,12 +161,12 @@ class Routes:
     async def _batched(self, scope: Message, head: Head, body: bytes) -> bytes:
         """Return the answer that BentoML's adaptive batching gives to checked rows."""
         rows = self.service.checked(body)[0]
-        inner = json.dumps({"rows": rows}).encode()
+        inner = orjson.dumps({"rows": rows})
         headers = [JSON, (b"content-length", str(len(inner)).encode())]
         status, content = await asked(self.app, {**scope, "headers": headers}, inner)
         if status != 200:
             raise RequestError("too many requests at once, ask again", status=503)
-        return self.service.answered(rows, json.loads(content), head.identity)
+        return self.service.answered(rows, orjson.loads(content), head.identity)
 
     async def _answer(self, send: Send, head: Head, status: int, body: bytes, *more: Header, ends: bool = True) -> None:
         headers = [JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", head.identity), *more]
@@ -178,7 +178,7 @@ class Routes:
     async def _refuse(
         self, send: Send, head: Head, error: RequestError, *more: Header, receive: Receive | None = None
     ) -> None:
-        body = json.dumps(error.answer()).encode()
+        body = orjson.dumps(error.answer())
         if receive is None or error.status == 400:
             return await self._answer(send, head, error.status, body, *more)
         await self._answer(send, head, error.status, body, *more, CLOSE, ends=False)

@@ -8,12 +8,12 @@ asked for, adaptive batching.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
 import numpy as np
+import orjson
 import pydantic
 
 from ml.errors import UserError
@@ -77,8 +77,8 @@ class Predictor:
             "version": SETTINGS.version,
             "stage": SETTINGS.stage,
         }
-        self.about, self.info = about, json.dumps(about).encode()
-        self.example, self.document = json.dumps({"rows": [CONTRACT.example()]}).encode(), b""
+        self.about, self.info = about, orjson.dumps(about)
+        self.example, self.document = orjson.dumps({"rows": [CONTRACT.example()]}), b""
         self.metrics = Metrics(CONTRACT, labels(about))
         personal = {entry["name"] for entry in CONTRACT.entries["fields"] if entry.get("personal")}
         self.log = opened(SETTINGS.log, self.scorer.digest, personal, self.metrics.dropped)
@@ -101,12 +101,12 @@ class Predictor:
         error = RequestError.of(CONTRACT.columns([example | {"unknown": 1}]).problems)
         examples = {"answer": self.whole(answer), 400: error.answer()}
         found = openapi.document(base, CONTRACT, self.most_rows, self.about, SETTINGS.name, examples)
-        self.document = json.dumps(found).encode()
+        self.document = orjson.dumps(found)
 
     def warm_up(self) -> None:
         """Answer the example as a request would be answered, and count nothing."""
         rows = read_rows(self.example, 1)
-        json.dumps(self.whole(self.scorer.predictions(self.scorer.score(CONTRACT.columns(rows).columns))))
+        orjson.dumps(self.whole(self.scorer.predictions(self.scorer.score(CONTRACT.columns(rows).columns))))
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -135,7 +135,7 @@ class Predictor:
         """Return the body of the answer, and log it."""
         if self.log:
             self.log.put(identity.decode("ascii"), rows, predictions)
-        return json.dumps(self.whole(predictions)).encode()
+        return orjson.dumps(self.whole(predictions))
 
     def whole(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the answer to all rows of a request."""
