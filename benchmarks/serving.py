@@ -377,17 +377,18 @@ class Serving(Bench):
 
     def load_test(self) -> Found:
         """Load the service against itself and against one made slower, many times."""
-        slow, how = self._slow()
-        with ExitStack() as stack:
-            same = [stack.enter_context(self.up(f"same {at}", self.server(OURS))) for at in range(2)]
-            hosts = {"same": same[0], "slow": stack.enter_context(self.up("slow", slow))}
+        slower = shutil.copytree(self.bento, self.bento.parent / "slower", dirs_exist_ok=True)
+        try:
+            how = self._slow(slower / "src")
             asked = {
-                "candidates": {kind: address.removesuffix("/predict") for kind, address in hosts.items()},
-                "baseline": same[1].removesuffix("/predict"),
+                "candidates": {"same": self.tag, "slow": f"{slower.parent.name}:{slower.name}"},
+                "baseline": self.tag,
                 "runs": {"same": self.runs, "slow": (self.runs + 1) // 2},
                 "recorded": str(self.recorded),
             }
             found = self.probe("loadtest", json.dumps(asked))
+        finally:
+            shutil.rmtree(slower)
         kinds, longest = found["kinds"], found["longest"]
         alarms, caught = kinds["same"]["share"]["failed"], kinds["slow"]["share"]["failed"]
         seen = {kind: kinds[kind]["seen"] for kind in kinds}
@@ -401,25 +402,23 @@ class Serving(Bench):
         return Found(
             f"{alarms:.1%} and {caught:.1%}; {longest:.0f} s",
             alarms <= 0.02 and caught >= 0.95 and longest <= 90,
-            f"real runs as `make loadtest` makes them ({found['users']} users, {found['rounds']} rounds of "
-            f"{found['seconds']:g} s a side, limits of `params.yaml`); shares of {kinds['same']['draws']:,} runs drawn "
-            "from their recorded pairs of rounds; the longest run",
+            f"real runs as `make loadtest` makes them ({found['users']} users, {found['starts']} starts with "
+            f"{found['rounds']} rounds of {found['seconds']:g} s a side, limits of `params.yaml`); shares of "
+            f"{kinds['same']['draws']:,} runs drawn from their recorded starts; the longest run",
             f"{said[0].upper()}{said[1:]}. {how}",
         )
 
-    def _slow(self) -> tuple[Server, str]:
-        """Return our service with a handler that burns time, and how much slower it measurably is."""
+    def _slow(self, place: Path) -> str:
+        """Make the handler of a copy of our service burn time, and say how much slower it measurably is."""
         chance, server, share, times = random.Random(0), self.server(OURS), SLOWER - 1, 0.0
-        place = self.scratch / "slow"
-        shutil.copytree(self.bento, place)
-        code = place / "src/ml/serving/service.py"
+        code = place / "ml/serving/service.py"
         usual = code.read_text()
         bodies = self.wrk.bodies("rows", self.rows, MIXED, 60)
         with self.up("usual", server) as address:
             for attempt in range(3):
                 share *= (SLOWER - 1) / max(times - 1, 0.05) if attempt else 1
                 code.write_text(usual.replace("\n    def respond(", BURN.format(share=share), 1))
-                slow = Server(server.command, place / "src", self.environment())
+                slow = Server(server.command, place, self.environment())
                 with self.up("slow", slow) as other:
                     rounds: dict[str, list[Load]] = {address: [], other: []}
                     for _ in range(ROUNDS):
@@ -429,7 +428,7 @@ class Serving(Bench):
                 if abs(times - SLOWER) < 0.03:
                     break
         said = f"The slower service burns processor time of {share:.2f} × what its handler takes, so that wrk with "
-        return slow, said + f"{FEW} connections gets {1 / times:.2f} of the requests/s ({times:.2f} × slower)."
+        return said + f"{FEW} connections gets {1 / times:.2f} of the requests/s ({times:.2f} × slower)."
 
 
 def middle(loads: Sequence[Load], what: str) -> float:

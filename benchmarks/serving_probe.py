@@ -110,23 +110,32 @@ def loadtest(content: str) -> dict[str, Any]:
     kept = Path(asked["recorded"])
     load = loadtest.Load(loadtest.bodies(Path.cwd(), tuple(how.sizes), how.invalid), how.users)
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    for kind, host in asked["candidates"].items():
+    for kind, bento in asked["candidates"].items():
+        sides = {"candidate": bento, "baseline": asked["baseline"]}
         for _ in range(asked["runs"][kind] - sum(run["kind"] == kind for run in done)):
-            hosts, start = {"candidate": host, "baseline": asked["baseline"]}, perf_counter()
-            found = loadtest.paired(load, hosts, how.rounds, how.seconds)
+            start = perf_counter()
+            found = loadtest.paired(
+                load,
+                lambda sides=sides: loadtest.serving_all(Path.cwd(), sides, None),
+                how.starts,
+                how.rounds,
+                how.seconds,
+            )
             done.append({"kind": kind, "seconds": perf_counter() - start, "sides": recorded(found)})
             with kept.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
     kinds = {kind: [run for run in done if run["kind"] == kind] for kind in asked["candidates"]}
-    said = {kind: {"runs": len(runs), **rates(runs, how.rounds, limits)} for kind, runs in kinds.items() if runs}
+    said = {kind: {"runs": len(runs), **rates(runs, how.starts, limits)} for kind, runs in kinds.items() if runs}
     return {"kinds": said, "longest": max(run["seconds"] for run in done), **how.model_dump()}
 
 
-def recorded(sides: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+def recorded(sides: dict[str, Any]) -> dict[str, list[list[dict[str, float]]]]:
     """Return what a verdict needs of each round."""
     return {
-        side: [{**part.figures(), "errors": part.errors, "sent": len(part.times)} for part in parts]
-        for side, parts in sides.items()
+        side: [
+            [{**part.figures(), "errors": part.errors, "sent": len(part.times)} for part in start] for start in starts
+        ]
+        for side, starts in sides.items()
     }
 
 
@@ -145,23 +154,24 @@ class Recorded:
 
 
 def rates(runs: list[dict[str, Any]], length: int, limits: dict[str, Any]) -> dict[str, Any]:
-    """Return the verdicts of the runs, the shares in runs drawn from all their pairs, and the usual ratios."""
+    """Return the verdicts of the runs, the shares in runs drawn from all their starts, and the usual ratios."""
     import numpy as np
 
     from ml.serving.loadtest import ratios, verdict
 
-    def judged(pairs: list[tuple[Recorded, Recorded]]) -> tuple[str, dict[str, float]]:
-        candidate, baseline = ([pair[at] for pair in pairs] for at in (0, 1))
+    def judged(starts: list[tuple[list[Recorded], list[Recorded]]]) -> tuple[str, dict[str, float]]:
+        candidate, baseline = ([start[at] for start in starts] for at in (0, 1))
         found = ratios(candidate, baseline)
         said = verdict({"candidate": candidate, "baseline": baseline}, limits, found)
         return said["status"], {name: ratio for name, (ratio, *_) in found.items()}
 
     chance = np.random.default_rng(0)
     real = [
-        [(Recorded(one), Recorded(other)) for one, other in zip(*run["sides"].values(), strict=True)] for run in runs
+        [*zip(*([[*map(Recorded, start)] for start in side] for side in run["sides"].values()), strict=True)]
+        for run in runs
     ]
-    pairs = [pair for run in real for pair in run]
-    drawn = [judged([pairs[at] for at in chance.integers(len(pairs), size=length)])[0] for _ in range(DRAWS)]
+    starts = [start for run in real for start in run]
+    drawn = [judged([starts[at] for at in chance.integers(len(starts), size=length)])[0] for _ in range(DRAWS)]
     verdicts = [judged(run) for run in real]
     seen = [status for status, _ in verdicts]
     kinds = ("passed", "failed", "not judged")

@@ -11,7 +11,7 @@ from conftest import require
 from real import Project
 
 pytestmark = pytest.mark.slow
-SOON = {"  seconds: 1.0": "  seconds: 0.5", "  rounds: 12": "  rounds: 5"}
+SOON = {"  seconds: 1.0": "  seconds: 0.5", "  starts: 5": "  starts: 3", "  rounds: 3 ": "  rounds: 2 "}
 WIDE = {"p50: 1.15": "p50: 2.5", "p95: 1.2": "p95: 4.0", "p99: 1.5": "p99: 9.0", "throughput: 0.87": "throughput: 0.4"}
 SCORE = "        found = self.session.run("
 SLOW = f"        import time\n        time.sleep(0.02)\n{SCORE}"
@@ -43,7 +43,7 @@ def test_a_service_beside_itself_passes_and_the_review_reads_it(project: Project
     for side in ("candidate", "baseline"):
         assert "Locust" in (project / f"reports/service/{side}.html").read_text()
     rounds = json.loads((project / "reports/service/rounds.json").read_text())["rounds"]
-    assert [len(rounds[side]) for side in ("candidate", "baseline")] == [5, 5]
+    assert [len(rounds[side]) for side in ("candidate", "baseline")] == [6, 6]
     assert all(part["errors"] == 0 for side in rounds.values() for part in side)
 
 

@@ -137,7 +137,8 @@ gates:
 loadtest:
   users: 8
   seconds: 1.2
-  rounds: 16
+  starts: 5
+  rounds: 3
   sizes: [1, 1, 1, 1, 10, 100]
   invalid: 0.02
 

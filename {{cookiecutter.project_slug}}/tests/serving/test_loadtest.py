@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from ml.errors import UserError
 from ml.serving import build, loadtest
-from ml.serving.loadtest import Round, bodies, ratios, verdict
+from ml.serving.loadtest import Round, Rounds, bodies, ratios, verdict
 from ml.serving.request import Scorer
 
 LIMITS = {
@@ -51,26 +53,29 @@ def test_without_a_holdout_it_is_one_line(project: Path) -> None:
         bodies(project)
 
 
-def rounds(scale: float, count: int = 16, errors: int = 0, seed: int = 0, noise: float = 0.1) -> list[Round]:
-    """Return rounds whose times have a median of `scale` milliseconds, each round a little slower or quicker."""
+def rounds(scale: float, starts: int = 5, errors: int = 0, seed: int = 0, noise: float = 0.05) -> Rounds:
+    """Return rounds whose times have a median of `scale` ms, each start and round a little slower or quicker."""
     random_ = np.random.default_rng(seed)
     return [
-        Round([*(scale * np.exp(random_.normal(0, noise) + random_.normal(0, 0.3, 400)))], 400 * scale / 1000, errors)
-        for _ in range(count)
+        [
+            Round([*(scale * np.exp(start + at + random_.normal(0, 0.3, 400)))], 400 * scale / 1000, errors)
+            for at in random_.normal(0, noise, 3)
+        ]
+        for start in random_.normal(0, noise, starts)
     ]
 
 
-def judged(candidate: list[Round], baseline: list[Round] | None) -> dict[str, Any]:
+def judged(candidate: Rounds, baseline: Rounds | None) -> dict[str, Any]:
     sides = {"candidate": candidate} | ({"baseline": baseline} if baseline else {})
     return verdict(sides, LIMITS, ratios(candidate, baseline) if baseline else {})
 
 
 def test_the_ratio_is_of_pairs_so_that_what_slows_both_does_not_count() -> None:
-    drift = np.linspace(1, 3, 16)
+    drift = np.linspace(1, 3, 5)
     both = [
         [
-            Round([time * scale for time in one.times], one.seconds * scale, 0)
-            for one, scale in zip(side, drift, strict=True)
+            [Round([time * scale for time in one.times], one.seconds * scale, 0) for one in start]
+            for start, scale in zip(side, drift, strict=True)
         ]
         for side in (rounds(2.0, noise=0), rounds(1.0, seed=1, noise=0))
     ]
@@ -84,7 +89,7 @@ def test_the_ratio_is_of_pairs_so_that_what_slows_both_does_not_count() -> None:
 
 def test_one_disturbed_pair_does_not_decide() -> None:
     slow = rounds(1.0)
-    slow[5] = Round([time * 50 for time in slow[5].times], slow[5].seconds * 50, 0)
+    slow[2][1] = Round([time * 50 for time in slow[2][1].times], slow[2][1].seconds * 50, 0)
 
     assert ratios(slow, rounds(1.0, seed=1))["p95"][0] < 1.15
 
@@ -100,15 +105,15 @@ def test_slower_fails_with_the_ratio_and_its_interval() -> None:
     found = judged(rounds(1.4), rounds(1.0, seed=1))
 
     assert found["status"] == "failed"
-    assert "p50 is 1.3" in found["sentence"]
+    assert "p50 is 1.4" in found["sentence"]
     assert "at most 1.15" in found["sentence"]
     assert "throughput is 0.7" in found["sentence"]
 
 
 def test_too_noisy_to_say_is_not_judged_and_no_pass() -> None:
-    wild = [rounds(scale, count=1, noise=0)[0] for scale in (3.0, 0.6, 2.5, 0.7)]
+    wild = [rounds(scale, starts=1, noise=0)[0] for scale in (3.0, 0.6, 2.5, 0.7)]
 
-    found = judged(wild, rounds(1.0, count=4, noise=0))
+    found = judged(wild, rounds(1.0, starts=4, noise=0))
 
     assert found["status"] == "not judged"
     assert "too noisy to say" in found["sentence"]
@@ -139,28 +144,43 @@ def test_the_result_is_what_the_review_reads(holdout: Path) -> None:
     assert set(json.loads((folder / "result.json").read_text())) == {
         *("model", "status", "sentence", "observed", "threshold", "remedy")
     }
-    assert len(json.loads((folder / "rounds.json").read_text())["rounds"]["baseline"]) == 16
+    assert len(json.loads((folder / "rounds.json").read_text())["rounds"]["baseline"]) == 15
     assert "<svg" in (folder / "rounds.svg").read_text()
 
 
 class Loaded:
-    """Notes which side each round was of."""
+    """Notes which side each round was of, and where it was."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.starts = 0
 
-    def round(self, host: str, seconds: float) -> Round:
-        self.told.append(host)
+    def round(self, side: str, host: str, seconds: float) -> Round:
+        self.told.append(f"{side[0]}{host}")
         return Round([1.0], seconds, 0)
 
+    @contextmanager
+    def start(self) -> Iterator[dict[str, str]]:
+        self.starts += 1
+        yield {"candidate": str(self.starts), "baseline": str(self.starts)}
 
-def test_rounds_come_in_pairs_of_random_order_after_a_warm_up() -> None:
+
+def test_each_start_has_a_warm_up_and_then_pairs_of_random_order() -> None:
     load = Loaded()
 
-    found = loadtest.paired(load, {"candidate": "a", "baseline": "b"}, rounds=30, seconds=1)
+    found = loadtest.paired(load, load.start, starts=3, rounds=30, seconds=1)
 
-    assert load.told[:2] == ["a", "b"]
-    pairs = ["".join(load.told[at : at + 2]) for at in range(2, len(load.told), 2)]
-    assert set(pairs) == {"ab", "ba"}
-    assert 8 < pairs.count("ab") < 22
-    assert [len(side) for side in found.values()] == [30, 30]
+    for start in ("1", "2", "3"):
+        told = [side[0] for side in load.told if side[1:] == start]
+        assert told[:2] == ["c", "b"]
+        pairs = ["".join(told[at : at + 2]) for at in range(2, len(told), 2)]
+        assert set(pairs) == {"cb", "bc"}
+        assert 8 < pairs.count("cb") < 22
+    assert [[len(part) for part in side] for side in found.values()] == [[30, 30, 30]] * 2
+
+
+def test_a_difference_of_one_start_alone_fails_nothing() -> None:
+    one = rounds(1.0, noise=0)
+    one[0] = rounds(1.6, starts=1, noise=0)[0]
+
+    assert judged(one, rounds(1.0, seed=1, noise=0))["status"] != "failed"

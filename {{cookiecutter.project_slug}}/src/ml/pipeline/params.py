@@ -268,11 +268,12 @@ class Serve(Section):
 
 
 class Loadtest(Section):
-    """How a service is loaded: so many rounds of each side, in turn."""
+    """How a service is loaded: so many rounds of each side and start, in turn."""
 
     users: int = Field(ge=1)
     seconds: float = Field(ge=0.5)
-    rounds: int = Field(ge=3)
+    starts: int = Field(ge=3)
+    rounds: int = Field(ge=1)
     sizes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     invalid: Share
 

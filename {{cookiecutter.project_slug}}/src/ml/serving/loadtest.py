@@ -1,6 +1,7 @@
 """Is the candidate as fast as the baseline: both under the same load, side by side, in short rounds of random order.
 
-Rounds a second apart share what else the machine does, so their ratio is steadier than either figure.
+Rounds a second apart share what else the machine does, so their ratio is steadier than either figure. Two processes
+of one service may differ by a tenth for as long as they live, so both are started anew several times.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +36,12 @@ RESULT = FOLDER / "result.json"
 BODIES = 400
 START = 90.0  # seconds
 WARM = 1.5
+SIDES = ("candidate", "baseline")
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 LIMITS = {"cpus": "1", "memory": "1g"}  # of a container
+
+
+Start = Callable[[], AbstractContextManager[dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,9 @@ class Round:
         """Return the quantiles in milliseconds and the throughput in requests a second."""
         found = {name: float(np.quantile(self.times, at)) for name, at in QUANTILES.items()}
         return found | {"throughput": len(self.times) / self.seconds}
+
+
+Rounds = list[list[Round]]  # by start of the services
 
 
 def bodies(root: Path, sizes: tuple[int, ...] = (1, 1, 1, 1, 10, 100), invalid: float = 0.02) -> list[Body]:
@@ -117,25 +125,26 @@ class Load:
                 send(self.client, random.choice(requests))
 
         self.environments: dict[str, Any] = {}
-        self.make = lambda host: Environment(user_classes=[Caller], host=host)
+        self.make = lambda: Environment(user_classes=[Caller])
 
-    def environment(self, host: str) -> Any:
-        """Return the Locust environment of an address, which keeps the statistics of all its rounds."""
-        if host not in self.environments:
-            found = self.environments[host] = self.make(host)
+    def environment(self, side: str) -> Any:
+        """Return the Locust environment of a side, which keeps the statistics of all its rounds."""
+        if side not in self.environments:
+            found = self.environments[side] = self.make()
             found.create_local_runner()
             found.events.request.add_listener(self._note)
-        return self.environments[host]
+        return self.environments[side]
 
     def _note(self, response_time: float, exception: Exception | None, **_: Any) -> None:
         self.times.append(response_time)
         self.errors += exception is not None
 
-    def round(self, host: str, seconds: float) -> Round:
+    def round(self, side: str, host: str, seconds: float) -> Round:
         """Return what `users` callers, each with one connection, saw in so many seconds."""
         import gevent
 
-        runner = self.environment(host).runner
+        self.environment(side).host = host
+        runner = self.environment(side).runner
         self.times, self.errors = [], 0
         start = time.perf_counter()
         runner.start(self.users, spawn_rate=100)
@@ -146,58 +155,59 @@ class Load:
             raise UserError(f"{host} answered nothing in {seconds} s: look at its log")
         return Round(times, took, errors)
 
-    def page(self, host: str) -> str:
-        """Return Locust's own report on an address."""
+    def page(self, side: str) -> str:
+        """Return Locust's own report on a side."""
         from locust.html import get_html_report
 
-        return get_html_report(self.environment(host), show_download_link=False)
+        return get_html_report(self.environment(side), show_download_link=False)
 
 
-def paired(load: Load, hosts: dict[str, str], rounds: int, seconds: float) -> dict[str, list[Round]]:
-    """Return the rounds of each side, taken in pairs whose order is random, after a warm-up."""
+def paired(load: Load, start: Start, starts: int, rounds: int, seconds: float) -> dict[str, Rounds]:
+    """Return the rounds of each side by start, taken in pairs whose order is random, after a warm-up."""
     chance = random.Random(0)
-    found: dict[str, list[Round]] = {side: [] for side in hosts}
-    for side in hosts:
-        load.round(hosts[side], WARM)
-    with steps("load test", rounds * len(hosts)) as bar:
-        for _ in range(rounds):
-            for side in chance.sample([*hosts], len(hosts)):
-                found[side].append(load.round(hosts[side], seconds))
-                bar.update()
+    found: dict[str, Rounds] = {}
+    with steps("load test", starts * rounds) as bar:
+        for _ in range(starts):
+            with start() as hosts:
+                for side in hosts:
+                    load.round(side, hosts[side], WARM)
+                    found.setdefault(side, []).append([])
+                for _ in range(rounds):
+                    for side in chance.sample([*hosts], len(hosts)):
+                        found[side][-1].append(load.round(side, hosts[side], seconds))
+                    bar.update()
     return found
 
 
-def ratios(candidate: list[Round], baseline: list[Round]) -> dict[str, tuple[float, float, float]]:
-    """Return candidate over baseline of each figure: the mean of the pairs' logarithms, and its 95 % t-interval.
+def ratios(candidate: Rounds, baseline: Rounds) -> dict[str, tuple[float, float, float]]:
+    """Return candidate over baseline of each figure, and the 95 % t-interval of that over the starts.
 
-    A pair that something else disturbed counts as the most extreme of the rest (winsorised, one at each end).
+    A start counts as the median of its pairs' logarithms, so that a pair that something else disturbed does not.
     """
     from scipy import stats
 
     found = {}
     for name in (*QUANTILES, "throughput"):
-        logs = np.sort(
+        logs = np.array(
             [
-                math.log(one.figures()[name] / other.figures()[name])
+                np.median([math.log(a.figures()[name] / b.figures()[name]) for a, b in zip(one, other, strict=True)])
                 for one, other in zip(candidate, baseline, strict=True)
             ]
         )
-        if len(logs) >= 8:
-            logs[0], logs[-1] = logs[1], logs[-2]
         half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
         found[name] = tuple(math.exp(logs.mean() + side * half) for side in (0, -1, 1))
     return found
 
 
 def verdict(
-    rounds: dict[str, list[Round]], limits: dict[str, Any], compared: dict[str, tuple[float, float, float]]
+    rounds: dict[str, Rounds], limits: dict[str, Any], compared: dict[str, tuple[float, float, float]]
 ) -> dict[str, Any]:
     """Return status, sentence and remedy as the review reads them, with the figures beside them.
 
     A ratio fails where it is beyond its limit and its interval excludes 1. It is not judged where the interval is so
     wide that a ratio of 1 and one beyond the limit are both likely.
     """
-    mine = rounds["candidate"]
+    mine = flat(rounds["candidate"])
     sent, errors = sum(len(part.times) for part in mine), sum(part.errors for part in mine)
     p99 = float(np.median([part.figures()["p99"] for part in mine]))
     faults, unsure = [], []
@@ -237,13 +247,11 @@ def run(
     """
     scorer = Scorer(root / build.MODEL)
     requests = bodies(root, tuple(settings["sizes"]), settings["invalid"])
-    candidate = candidate or build.build(root)
-    with ExitStack() as stack:
-        places = {"candidate": candidate} | ({"baseline": baseline} if baseline else {})
-        hosts = {side: stack.enter_context(serving(root, what, network)) for side, what in places.items()}
-        load = Load(requests, settings["users"])
-        rounds = paired(load, hosts, settings["rounds"], settings["seconds"])
-        pages = {side: load.page(host) for side, host in hosts.items()}
+    places = dict(zip(SIDES, (candidate or build.build(root), baseline), strict=True))
+    load = Load(requests, settings["users"])
+    how = (settings[name] for name in ("starts", "rounds", "seconds"))
+    rounds = paired(load, lambda: serving_all(root, places, network), *how)
+    pages = {side: load.page(side) for side in rounds}
     compared = ratios(rounds["candidate"], rounds["baseline"]) if baseline else {}
     found = {"model": scorer.digest, **verdict(rounds, limits, compared)}
     write(root, found, rounds, compared, pages)
@@ -255,7 +263,7 @@ def run(
 def write(
     root: Path,
     found: dict[str, Any],
-    rounds: dict[str, list[Round]],
+    rounds: dict[str, Rounds],
     compared: dict[str, tuple[float, float, float]],
     pages: dict[str, str],
 ) -> None:
@@ -267,7 +275,7 @@ def write(
     measured = {
         "ratios": {name: dict(zip(("ratio", "low", "high"), ends, strict=True)) for name, ends in compared.items()},
         "rounds": {
-            side: [part.figures() | {"errors": part.errors} for part in parts] for side, parts in rounds.items()
+            side: [part.figures() | {"errors": part.errors} for part in flat(parts)] for side, parts in rounds.items()
         },
     }
     build.write_json(folder / "rounds.json", measured)
@@ -288,6 +296,22 @@ def draw(path: Path, rounds: dict[str, list[dict[str, float]]]) -> None:
     axes.legend()
     figure.tight_layout()
     figure.savefig(path)
+
+
+def flat(rounds: Rounds) -> list[Round]:
+    """Return the rounds of all starts, in their order."""
+    return [part for parts in rounds for part in parts]
+
+
+@contextmanager
+def serving_all(root: Path, places: dict[str, str | None], network: str | None) -> Iterator[dict[str, str]]:
+    """Yield the address of each side that there is; which one is started first is left to chance."""
+    with ExitStack() as stack:
+        sides = [side for side in places if places[side]]
+        hosts = {
+            side: stack.enter_context(serving(root, places[side], network)) for side in random.sample(sides, len(sides))
+        }
+        yield {side: hosts[side] for side in sides}
 
 
 @contextmanager
