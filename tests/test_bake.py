@@ -20,7 +20,7 @@ from conftest import PRODUCT, ROOT, Bake, clean_environment, files_of, require, 
 LIST = ROOT / "tests" / "files.txt"
 MOST_FILES, MOST_TARGETS = 90, 20
 # Of code: neither blank, comment nor docstring. docs/decisions.md says where the figures come from.
-MOST_LINES = {"pipeline": 1800, "review": 2700, "serving": 1800, "operations": 1500, "elsewhere": 250}
+MOST_LINES = {"pipeline": 1800, "review": 2700, "serving": 1800, "operations": 1500, "elsewhere": 500}
 VERBATIM = json.loads((ROOT / "cookiecutter.json").read_text())["_copy_without_render"]
 LOCKS = ("all.txt", "serving.txt")
 
@@ -173,7 +173,7 @@ def test_a_project_is_small_enough_to_love(bake: Bake) -> None:
         rooms[room] += len(lines_of_code((project / name).read_text()))
     assert len(files) <= MOST_FILES
     assert {room: lines for room, lines in rooms.items() if lines > MOST_LINES[room]} == {}
-    assert set(MOST_LINES) - {"operations"} <= set(rooms)
+    assert set(MOST_LINES) == set(rooms)
     assert 0 < len(targets_of(project / "Makefile")) <= MOST_TARGETS
 
 

@@ -123,6 +123,22 @@ def image(words: Words) -> None:
     print(image.run(Path.cwd(), words.base, words.network))
 
 
+def storage(words: Words) -> None:
+    from ml.operations import storage
+
+    match words.action:
+        case "push":
+            print(storage.push(agreed=words.yes, again=words.again, optional=words.optional))
+        case "pull":
+            print(storage.pull(words.names))
+        case "check":
+            storage.check(words.names or ["HEAD"])
+        case "gc":
+            print(storage.gc(dry_run=words.dry_run, versions=words.versions))
+        case "status":
+            print("\n".join(storage.status()))
+
+
 VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "ingest": (ingest, "read, join and check one period", "ml ingest 2013-01"),
     "split": (split, "part the rows into train and holdout", "ml split"),
@@ -134,6 +150,7 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "diff": (diff, "show which settings and metrics differ from a commit", "ml diff --against main"),
     "review": (review, "judge the work tree against production and write the report", "ml review --against main"),
     "reproduce": (reproduce, "retrain from dvc.lock elsewhere and compare the bytes", "ml reproduce --full"),
+    "storage": (storage, "store the objects of dvc.lock, or bring them here", "ml storage pull models"),
     "build": (build, "make the Bento of the service and the model", "ml build"),
     "score": (score, "score the rows of files, here or at a URL", "ml score flights.parquet scores.parquet"),
     "image": (image, "build the container image of the Bento and check it", "ml image --base python:3.13-slim"),
@@ -170,6 +187,7 @@ def parser() -> argparse.ArgumentParser:
         "--approved", default="", metavar="WHO", help="the code owner who let gates be loosened"
     )
     words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
+    _storage(words["storage"])
     words["score"].add_argument("source", metavar="IN", help="a file, folder or glob; .parquet, .csv or .csv.gz")
     words["score"].add_argument("target", metavar="OUT", help="the file to write; .parquet or .csv")
     words["score"].add_argument("--model", type=Path, help="an ONNX file of this project (default: models/model.onnx)")
@@ -180,6 +198,22 @@ def parser() -> argparse.ArgumentParser:
     words["loadtest"].add_argument("--network", metavar="NAME", help="network of containers, such as host")
     words["serve"].add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default: 3000)")
     return root
+
+
+def _storage(words: argparse.ArgumentParser) -> None:
+    actions = words.add_subparsers(dest="action", metavar="ACTION", required=True)
+    push = actions.add_parser("push", help="store every object of dvc.lock that the storage lacks")
+    push.add_argument("--yes", action="store_true", help="agree that data of a public repository becomes public")
+    push.add_argument("--again", action="store_true", help="replace objects that are stored by those of this machine")
+    push.add_argument("--optional", action="store_true", help="where nothing may be written, say so and succeed")
+    pull = actions.add_parser("pull", help="bring objects here and check them out")
+    pull.add_argument("names", nargs="*", metavar="PATH", help="outputs, or folders of them (default: all)")
+    check = actions.add_parser("check", help="fail where a commit locks objects that nobody pushed")
+    check.add_argument("names", nargs="*", metavar="COMMIT", help="default: HEAD")
+    actions.add_parser("status", help="say what is here and what is stored")
+    gc = actions.add_parser("gc", help="delete stored objects that no branch, tag or recent production version names")
+    gc.add_argument("--dry-run", action="store_true", help="delete nothing, say what would go")
+    gc.add_argument("--versions", type=int, default=5, metavar="N", help="production versions to keep (default: 5)")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ UserError
 ├── SourceError     a source cannot be read
 ├── ContractError   a batch of data breaks its contract
 ├── ExportError     the fitted model cannot be served as ONNX
+├── ReadOnlyError   the storage lets this machine read and not write (exit code 4)
 ├── TrackingError   the experiment tracker cannot be written
 └── RejectedRowsError  rows of a file broke the model's contract; the others were scored (exit code 3)
 """
@@ -32,6 +33,12 @@ class ContractError(UserError):
 
 class ExportError(UserError):
     """A step has no faithful ONNX form."""
+
+
+class ReadOnlyError(UserError):
+    """The storage lets this machine read and not write, as it does the checks of a fork."""
+
+    code = 4
 
 
 class TrackingError(UserError):

@@ -192,7 +192,7 @@ def test_a_failure_names_two_faults_and_counts_the_rest(params: Params) -> None:
     ("kinds", "remedy"),
     [
         pytest.param(["stale"], "make pipeline, then commit dvc.lock and reports/", id="stale"),
-        pytest.param(["unpushed"], "dvc push", id="unpushed"),
+        pytest.param(["unpushed"], "make push", id="unpushed"),
         pytest.param(["unpushed", "missing"], "make pipeline, then commit dvc.lock and reports/", id="both"),
     ],
 )

@@ -216,7 +216,7 @@ def test_a_stage_runs_with_this_environment_the_copys_code_and_a_store_of_its_ow
         ),
         pytest.param(
             lambda project: shutil.rmtree(project / ".dvc/cache/files"),
-            r"^DVC's cache lacks data/split/holdout\.parquet \(\w{8}\): run dvc pull, then this again$",
+            r"^DVC's cache lacks data/split/holdout\.parquet \(\w{8}\): run make pull, then this again$",
             id="nothing in the cache",
         ),
         pytest.param(

@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 from tiny import edit, git
 
-from ml import cli
+from ml import cli, objects
 from ml.errors import SourceError, UserError
 from ml.pipeline import evaluate, params, repeat, split, tracking, train
 from ml.pipeline.params import Params
@@ -56,7 +56,7 @@ def write_lock() -> None:
         md5s = {str(path): hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
         stages[stage] = {"cmd": f"ml {stage}", "outs": [{"path": path, "md5": md5} for path, md5 in md5s.items()]}
         for path, md5 in md5s.items():
-            kept = sides.CACHE / md5[:2] / md5[2:]
+            kept = objects.CACHE / md5[:2] / md5[2:]
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_bytes(Path(path).read_bytes())
     Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}, indent=2))
@@ -166,7 +166,7 @@ def blocked(verdict: Verdict) -> list[str]:
 
 def kept(path: Path, ref: str = "main") -> Path:
     md5 = sides.Commit.at(ref).outputs()[str(path)]
-    return sides.CACHE / md5[:2] / md5[2:]
+    return objects.CACHE / md5[:2] / md5[2:]
 
 
 def test_without_a_branch_to_compare_with_the_model_is_the_first(workshop: Path) -> None:

@@ -210,7 +210,7 @@ def full(**changes: Any) -> Verdict:
         ],
         "service": {"latency_ms": {"p50": 3.1, "p99": 11.8}, "requests_per_second": 412.5, "failures": 0},
         "environment": {"python": "3.12.8", "scikit-learn": "1.9.0", "onnxruntime": "1.31.0", "machine": "x86_64"},
-        "commands": ["git checkout 4cb1617a9e0d", "make setup", "dvc pull", "make review"],
+        "commands": ["git checkout 4cb1617a9e0d", "make setup", "make pull", "make review"],
     }
     return Verdict(**parts | changes)
 

@@ -17,7 +17,7 @@ FIRST = "nothing to compare with: this is the first model"
 CALIBRATION = {"binary": "expected_calibration_error", "multiclass": "expected_calibration_error", "regression": "bias"}
 COMPARING = ("harm", "predictions")
 RETRAIN = "make pipeline, then commit dvc.lock and reports/"
-PUSH = "dvc push"
+PUSH = "make push"
 # What looser means: 1 where a larger value lets more pass, -1 a smaller one. Any other difference counts as looser.
 LOOSER = {
     "gates.data": 1,

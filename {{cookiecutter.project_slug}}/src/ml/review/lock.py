@@ -9,9 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ml import objects, refs
 from ml.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,14 +21,14 @@ if TYPE_CHECKING:
     from dvc.stage import Stage
     from dvc_data.hashfile.db import HashFileDB
 
-DIRECTORY = ".dir"  # ends the hash of a directory
+DIRECTORY = objects.DIRECTORY
 HASHES = ("md5", "etag", "checksum")  # what a lock keeps of a file, here or elsewhere
 Claims = dict[str, Any]  # what a stage's command, parameters, deps and outs are, each by its name
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why the lock is not current: `missing` and `stale` ask for `make pipeline`, `unpushed` for `dvc push`."""
+    """Why the lock is not current: `missing` and `stale` ask for `make pipeline`, `unpushed` for `make push`."""
 
     kind: Literal["missing", "stale", "unpushed"]
     what: str
@@ -163,25 +165,37 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _unpushed(repo: Repo) -> Iterator[Problem]:
-    remote = repo.config["core"].get("remote")
-    store = repo.cloud.get_remote_odb(remote) if remote else repo.cache.local
-    holder = f"the remote {remote}" if remote else "no remote is configured and the cache of this machine"
     outs = [out for stage in repo.index.stages for out in stage.outs if out.use_cache and out.can_push]
     kept = {out.fs_path: out.hash_info.value for out in outs if out.protocol == "local" and out.hash_info}
     wanted = {Path(os.path.relpath(path, repo.root_dir)).as_posix(): md5 for path, md5 in kept.items()}
+    holder, listing, read = _holder(repo)
     try:
-        listed = _listed(store, {*wanted.values()})
+        listed = listing({*wanted.values()})
         for path, md5 in [*wanted.items()]:
             if md5 in listed and md5.endswith(DIRECTORY):
-                files = json.loads(store.fs.cat_file(store.oid_to_path(md5)))
-                wanted |= {f"{path}/{file['relpath']}": file["md5"] for file in files}
-        listed |= _listed(store, {*wanted.values()} - listed)
+                wanted |= {f"{path}/{file['relpath']}": file["md5"] for file in json.loads(read(md5))}
+        listed |= listing({*wanted.values()} - listed)
+    except UserError:
+        raise
     except Exception as error:  # each kind of storage has types of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{holder} cannot be listed ({reason}): check its address and your access") from None
     for path, md5 in wanted.items():
         if md5 not in listed:
             yield Problem("unpushed", f"{holder} lacks {path} ({md5[:8]})")
+
+
+def _holder(repo: Repo) -> tuple[str, Callable[[set[str]], set[str]], Callable[[str], bytes]]:
+    """Return what holds the objects: its name, how it lists those of some hashes that it has, how it reads one."""
+    remote = repo.config["core"].get("remote")
+    if remote == objects.NAME:
+        if git_remotes := refs.remotes():
+            storage = objects.Storage.open()
+            return " or ".join(git_remotes), storage.holds, lambda md5: storage.read(md5, md5)
+        remote = None
+    store = repo.cloud.get_remote_odb(remote) if remote else repo.cache.local
+    holder = f"the remote {remote}" if remote else "no remote is configured and the cache of this machine"
+    return holder, partial(_listed, store), lambda md5: store.fs.cat_file(store.oid_to_path(md5))
 
 
 def _listed(store: HashFileDB, hashes: set[str]) -> set[str]:

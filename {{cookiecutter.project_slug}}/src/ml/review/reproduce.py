@@ -137,9 +137,9 @@ def _fetch(cache: Path, md5: str, path: Path, name: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
     except FileNotFoundError:
-        raise UserError(f"DVC's cache lacks {name} ({md5[:8]}): run dvc pull, then this again") from None
+        raise UserError(f"DVC's cache lacks {name} ({md5[:8]}): run make pull, then this again") from None
     if lock.digest(path) != md5:
-        raise UserError(f"DVC's cache holds a damaged {name}: delete {source}, run dvc pull, then this again")
+        raise UserError(f"DVC's cache holds a damaged {name}: delete {source}, run make pull, then this again")
 
 
 def _execute(stage: Stage, scratch: Path) -> None:

@@ -7,16 +7,17 @@ import re
 import subprocess
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ml import refs
 from ml.errors import SourceError, UserError
+from ml.objects import Storage, here, in_refs
 from ml.review.verdict import Code, Side
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CACHE = Path(".dvc/cache/files/md5")
 STAGE = re.compile(r"model#production#(\d+)")
 
 
@@ -63,11 +64,15 @@ def _lines(count: str) -> int | None:
     return int(count) if count.isdigit() else None
 
 
-def newest_production() -> str | None:
-    """Return the tag of the newest assignment of the stage production, as GTO writes it; None before the first."""
+def production_tags() -> list[str]:
+    """Return the tags that assigned the stage production, as GTO writes them, oldest first."""
     listed = git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/tags/model#production*").decode().splitlines()
-    assigned = [tag for tag in listed if STAGE.fullmatch(tag)]
-    return max(assigned, key=lambda tag: int(STAGE.fullmatch(tag)[1]), default=None)
+    return sorted(filter(STAGE.fullmatch, listed), key=lambda tag: int(STAGE.fullmatch(tag)[1]))
+
+
+def newest_production() -> str | None:
+    """Return the tag of the newest assignment of the stage production; None before the first."""
+    return next(reversed(production_tags()), None)
 
 
 def default_base() -> str | None:
@@ -123,24 +128,26 @@ class Commit:
         return Side(ref=self.ref, commit=self.sha, model=self.outputs().get("models/model.onnx", ""), version=version)
 
 
-def locked(content: bytes, where: str) -> dict[str, str]:
-    """Return the md5 of each output by its path as a dvc.lock has it; raise SourceError where it is not one."""
+def locked(content: bytes, where: str, path: str = "dvc.lock") -> dict[str, str]:
+    """Return the md5 of each output by its path as a dvc.lock (or .dvc file) has it; raise SourceError otherwise."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    folder = PurePosixPath(path).parent
     try:
-        stages: dict[str, Any] = (YAML(typ="safe", pure=False).load(content.decode()) or {}).get("stages") or {}
-        return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+        read: dict[str, Any] = YAML(typ="safe", pure=False).load(content.decode()) or {}
+        entries = (read.get("stages") or {}).values() if path.endswith(".lock") else [read]
+        outs = [out for entry in entries for out in entry.get("outs", []) if "md5" in out]
+        return {str(folder / out["path"]): out["md5"] for out in outs}
     except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
-        raise SourceError(f"dvc.lock of {where} is not readable: restore it with git, or run make pipeline") from None
+        raise SourceError(f"{path} of {where} is not readable: restore it with git, or run make pipeline") from None
 
 
 def stored(md5: str, what: str) -> bytes:
     """Return the object with the hash from DVC's cache or remote; raise SourceError where neither has it."""
-    path = CACHE / md5[:2] / md5[2:]
-    if not path.exists():
-        _pull(md5)
-    if not path.exists():
+    if here(md5) is None:
+        _pull(md5, what)
+    if (path := here(md5)) is None:
         raise SourceError(f"{what} ({md5[:8]}) is neither in DVC's cache nor in a remote: pull or push it first")
     content = path.read_bytes()
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
@@ -148,7 +155,11 @@ def stored(md5: str, what: str) -> bytes:
     return content
 
 
-def _pull(md5: str) -> None:
+def _pull(md5: str, what: str) -> None:
+    if in_refs():
+        if refs.remotes():
+            Storage.open().fetch({md5: what})
+        return
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc_data.hashfile.hash_info import HashInfo
