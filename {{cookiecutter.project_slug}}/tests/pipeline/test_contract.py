@@ -173,7 +173,7 @@ def test_a_request_field_keeps_type_limits_and_words() -> None:
         code: Series[str] = pa.Field(str_matches="^[A-Z]+$")
         stops: Series[int] = pa.Field(isin=[0, 1])
         delay: Series[float] = pa.Field(nullable=True, ge=-180, lt=2880)
-        direct: Series[bool] = pa.Field(metadata=schema.about("Without a stop", personal=True))
+        direct: Series[bool] = pa.Field(metadata={"description": "Without a stop", "personal": True})
 
     carrier, code, stops, delay, direct = contract.request_fields(Ask)
 
