@@ -31,7 +31,7 @@ bake: environment ## make a project in INTO=build (ARGS="--no-input license=MIT"
 
 .PHONY: test
 test: environment ## run every test (ARGS="-k hostile")
-	@pytest -n 2 --dist loadfile $(ARGS)
+	@pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-fast
 test-fast: environment ## run the tests that need no generated environment: under a minute

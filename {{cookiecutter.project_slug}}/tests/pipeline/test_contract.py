@@ -12,7 +12,7 @@ import pytest
 from pandera.typing import Series
 
 from ml.errors import ContractError, UserError
-from ml.pipeline import contract, schema
+from ml.pipeline import contract
 
 Change = Callable[[pd.DataFrame], pd.DataFrame]
 
