@@ -27,7 +27,15 @@ DEFAULTS = {
     "include_kubernetes": False,
 }
 # The longest, so that no worker is left with one of them at the end.
-FIRST = ("test_sabotage.py", "test_docs.py", "test_tasks.py", "test_real_pipeline.py", "test_image.py")
+FIRST = (
+    "test_sabotage.py",
+    "test_docs.py",
+    "test_tasks.py",
+    "test_real_pipeline.py",
+    "test_survival.py",
+    "test_image.py",
+    "test_loadtest.py",
+)
 OURS = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "REWRITE", "VENV", "VIRTUAL_ENV"}
 
 

@@ -242,10 +242,10 @@ def test_service_answers_what_onnx_runtime_and_scikit_learn_answer(full: Project
 
 @pytest.fixture(scope="module")
 def tuned(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The small project after a search of three trials from settings that anything beats."""
+    """The small project after a search of eight trials from settings that anything beats."""
     project = small.copy(tmp_path_factory.mktemp("tuned") / "copy")
     project.change("learning_rate: 0.1", "learning_rate: 0.0001 # slow on purpose")
-    project.done("ml", "tune", "--trials", "3")
+    project.done("ml", "tune", "--trials", "8")
     return project
 
 
@@ -284,7 +284,7 @@ def _around_train(text: str) -> tuple[str, str]:
 def test_tune_goes_on_after_ctrl_c_as_if_it_had_not_been(tuned: Project, copy: Project) -> None:
     copy.change("learning_rate: 0.1", "learning_rate: 0.0001 # slow on purpose")
     before = (copy / "params.yaml").read_bytes()
-    search = copy.start("ml", "tune", "--trials", "3")
+    search = copy.start("ml", "tune", "--trials", "8")
     wait_until(lambda: trials(copy), search)
     search.send_signal(signal.SIGINT)
     _, errors = search.communicate(timeout=60)
@@ -292,9 +292,9 @@ def test_tune_goes_on_after_ctrl_c_as_if_it_had_not_been(tuned: Project, copy: P
     assert search.returncode == 130
     assert [line[:15] for line in errors.splitlines()] == ["ml: interrupted"]
     assert (copy / "params.yaml").read_bytes() == before
-    assert len(trials(copy)) < 3
+    assert len(trials(copy)) < 8
 
-    copy.done("ml", "tune", "--trials", "3")
+    copy.done("ml", "tune", "--trials", "8")
     assert trials(copy) == trials(tuned)
     assert (copy / "params.yaml").read_bytes() == (tuned / "params.yaml").read_bytes()
 
