@@ -116,10 +116,14 @@ def delete(hashes: Iterable[str], remote: str) -> None:
         _git("push", "--quiet", "--no-verify", "--delete", "--", remote, *refs[at : at + AT_ONCE], what=remote)
 
 
+def address(remote: str) -> str:
+    """Return where a remote of this clone lies."""
+    return _git("remote", "get-url", remote).stdout.decode().strip()
+
+
 def anonymous(remote: str) -> bool:
     """Return whether anybody may read a repository on a web host; False for one that is not on the web."""
-    address = _git("remote", "get-url", remote).stdout.decode().strip()
-    match = re.match(r"(?:ssh://)?git@([^:/]+)[:/](.+)|https?://(?:[^@/]+@)?([^/]+)/(.+)", address)
+    match = re.match(r"(?:ssh://)?git@([^:/]+)[:/](.+)|https?://(?:[^@/]+@)?([^/]+)/(.+)", address(remote))
     if not match:
         return False
     host, path = (match[1], match[2]) if match[1] else (match[3], match[4])
