@@ -161,9 +161,10 @@ def test_actionlint_finds_nothing_in_either_layer() -> None:
 
 
 def test_zizmor_finds_nothing_in_either_layer() -> None:
-    audited = [*workflows(), *actions(), ROOT / ".github" / "dependabot.yml"]
+    audited = [*workflows(), *actions(), *(path for root in LAYERS for path in [root / ".github/dependabot.yml"])]
+    quietly = ("--offline", "--no-progress", "--color=never", "--persona=pedantic")
 
-    result = run(require("zizmor"), "--offline", "--no-progress", "--color=never", *audited, cwd=ROOT)
+    result = run(require("zizmor"), *quietly, f"--config={ROOT / PRODUCT / '.github/zizmor.yml'}", *audited, cwd=ROOT)
 
     assert result.returncode == 0, result.stdout + result.stderr
 

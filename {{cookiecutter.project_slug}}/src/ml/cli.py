@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,11 +64,46 @@ def review(words: Words) -> None:
         from ml.pipeline import params
         from ml.review import review
 
-        verdict = review.run(params.read(), other, words.against, words.base, words.approved)
+        settings = params.read()
+        verdict = review.run(settings, other, words.against, words.base, words.approved, committed=words.committed)
     for line in review.lines(verdict):
         print(line)
     if verdict.blocked:
         raise UserError(verdict.headline)
+
+
+def take(words: Words) -> None:
+    from ml.operations import bundle
+
+    print(bundle.take(words.run, words.folder))
+
+
+def ci(words: Words) -> None:
+    from ml.operations import ci
+
+    match words.action:
+        case "plan":
+            print(ci.write_plan())
+        case "pack":
+            from ml.operations import bundle
+
+            print(bundle.pack())
+        case "approval":
+            ci.give({"approved": ci.approver(ci.event())})
+        case "baseline":
+            ci.give({"baseline": ci.baseline(words.base)})
+        case "summary":
+            print(ci.summary())
+        case "report":
+            print(ci.write_report(json.loads(os.environ["NEEDS"])))
+        case "comment":
+            from ml.operations import comment
+
+            print(comment.post(words.run))
+        case "commit-lock":
+            from ml.operations import publish
+
+            print(publish.commit_lock(words.run, dispatch=words.dispatch))
 
 
 def diff(words: Words) -> None:
@@ -130,7 +167,7 @@ def storage(words: Words) -> None:
         case "push":
             print(storage.push(agreed=words.yes, again=words.again, optional=words.optional))
         case "pull":
-            print(storage.pull(words.names))
+            print(storage.pull(words.names, partial=words.partial))
         case "check":
             storage.check(words.names or ["HEAD"])
         case "gc":
@@ -150,6 +187,8 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "diff": (diff, "show which settings and metrics differ from a commit", "ml diff --against main"),
     "review": (review, "judge the work tree against production and write the report", "ml review --against main"),
     "reproduce": (reproduce, "retrain from dvc.lock elsewhere and compare the bytes", "ml reproduce --full"),
+    "take": (take, "bring here what CI trained for this commit", "ml take"),
+    "ci": (ci, "what only a workflow does", "ml ci plan"),
     "storage": (storage, "store the objects of dvc.lock, or bring them here", "ml storage pull models"),
     "build": (build, "make the Bento of the service and the model", "ml build"),
     "score": (score, "score the rows of files, here or at a URL", "ml score flights.parquet scores.parquet"),
@@ -186,6 +225,12 @@ def parser() -> argparse.ArgumentParser:
     words["review"].add_argument(
         "--approved", default="", metavar="WHO", help="the code owner who let gates be loosened"
     )
+    words["review"].add_argument(
+        "--committed", action="store_true", help="hold the lock of HEAD's commit, and not the work tree's, to its gate"
+    )
+    words["take"].add_argument("--run", type=int, metavar="ID", help="a run's number (default: the newest of HEAD)")
+    words["take"].add_argument("--folder", type=Path, help="a bundle that is here already")
+    _ci(words["ci"])
     words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
     _storage(words["storage"])
     words["score"].add_argument("source", metavar="IN", help="a file, folder or glob; .parquet, .csv or .csv.gz")
@@ -200,6 +245,22 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def _ci(words: argparse.ArgumentParser) -> None:
+    actions = words.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("plan", help="say what a change must compute, for later jobs")
+    actions.add_parser("pack", help="pack what was made here and the commit lacks")
+    actions.add_parser("approval", help="say which code owner approved the commit")
+    baseline = actions.add_parser("baseline", help="build the base's Bento, to load-test beside it")
+    baseline.add_argument("--base", default="", metavar="COMMIT", help="the base (default: none, and no baseline)")
+    actions.add_parser("summary", help="show the verdict on the job's page and at the lines to edit")
+    actions.add_parser("report", help="write the one report of a run; NEEDS holds its jobs as JSON")
+    comment = actions.add_parser("comment", help="post the report of a run on its pull request")
+    publish = actions.add_parser("commit-lock", help="publish and commit what a run trained")
+    for one in (comment, publish):
+        one.add_argument("--run", type=int, required=True, metavar="ID", help="the run's number")
+    publish.add_argument("--dispatch", action="store_true", help="start the checks on the commit by hand")
+
+
 def _storage(words: argparse.ArgumentParser) -> None:
     actions = words.add_subparsers(dest="action", metavar="ACTION", required=True)
     push = actions.add_parser("push", help="store every object of dvc.lock that the storage lacks")
@@ -208,6 +269,7 @@ def _storage(words: argparse.ArgumentParser) -> None:
     push.add_argument("--optional", action="store_true", help="where nothing may be written, say so and succeed")
     pull = actions.add_parser("pull", help="bring objects here and check them out")
     pull.add_argument("names", nargs="*", metavar="PATH", help="outputs, or folders of them (default: all)")
+    pull.add_argument("--partial", action="store_true", help="leave what is nowhere to make pipeline")
     check = actions.add_parser("check", help="fail where a commit locks objects that nobody pushed")
     check.add_argument("names", nargs="*", metavar="COMMIT", help="default: HEAD")
     actions.add_parser("status", help="say what is here and what is stored")
@@ -234,7 +296,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"ml: {' '.join(message.split())}", file=sys.stderr)
+    told = " ".join(message.split())
+    print(f"ml: {told}", file=sys.stderr)
+    if os.environ.get("GITHUB_ACTIONS"):
+        print(f"::error::{told.replace('%', '%25')}")
     return 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from configparser import ConfigParser, Error
 from dataclasses import dataclass
@@ -38,6 +40,20 @@ def place(folder: Path, md5: str) -> Path:
 def here(md5: str) -> Path | None:
     """Return the file of an object on this machine, in DVC's cache or the storage's folder."""
     return next((path for folder in (CACHE, FOLDER) if (path := place(folder, md5)).is_file()), None)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.copyfile(source, fresh)
+    os.replace(fresh, target)
+
+
+def keep(source: Path, target: Path) -> None:
+    """Copy an object to where it is kept, unless it is there."""
+    if not target.is_file():
+        copy(source, target)
 
 
 @dataclass(frozen=True)

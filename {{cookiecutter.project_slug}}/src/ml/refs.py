@@ -37,7 +37,7 @@ MOVE = "move the storage to S3, GCS or Azure (docs/storage.md)"
 
 def remotes() -> list[str]:
     """Return where objects are looked for: `origin`, and the repositories that STORAGE_ALSO names (a fork's)."""
-    configured = _git("remote").stdout.decode().split()
+    configured = git("remote").stdout.decode().split()
     own = ["origin"] if "origin" in configured else configured[:1]
     return own + os.environ.get("STORAGE_ALSO", "").split()
 
@@ -47,7 +47,7 @@ def inventory(remote: str) -> dict[str, str]:
 
     Raises UserError where the repository does not answer.
     """
-    listed = _git("ls-remote", "--quiet", "--", remote, f"{SPACE}*", what=f"{remote} cannot be listed").stdout.decode()
+    listed = git("ls-remote", "--quiet", "--", remote, f"{SPACE}*", what=f"{remote} cannot be listed").stdout.decode()
     pairs = (line.split("\t", 1) for line in listed.splitlines())
     return {ref.removeprefix(SPACE): commit for commit, ref in pairs if HASH.fullmatch(ref.removeprefix(SPACE))}
 
@@ -61,7 +61,7 @@ def fetch(wanted: Mapping[str, Path], remote: str, held: Mapping[str, str]) -> l
     with _scratch() as scratch:
         lines = "".join(f"{SPACE}{md5}\n" for md5 in wanted).encode()
         quietly = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-filter", "--no-recurse-submodules")
-        _git(
+        git(
             *("-c", "gc.auto=0", "-c", "maintenance.auto=false", "fetch", *quietly, "--stdin", "--", remote),
             what=f"objects cannot be fetched from {remote}",
             input=lines,
@@ -73,7 +73,7 @@ def fetch(wanted: Mapping[str, Path], remote: str, held: Mapping[str, str]) -> l
             fresh = path.with_name(f"{md5[-8:]}.{os.getpid()}.tmp")
             try:
                 with fresh.open("wb") as file:
-                    done = _git("cat-file", "blob", f"{held[md5]}:object", env=scratch, stdout=file, check=False)
+                    done = git("cat-file", "blob", f"{held[md5]}:object", env=scratch, stdout=file, check=False)
                 if done.returncode or digest(fresh) != md5.removesuffix(".dir"):
                     damaged.append(md5)
                 else:
@@ -99,7 +99,7 @@ def push(objects: Mapping[str, Path], remote: str) -> None:
             specs = [f"{_commit(objects[md5], scratch)}:{SPACE}{md5}" for md5 in missing]
             for at in range(0, len(specs), AT_ONCE):
                 quietly = ("--quiet", "--no-verify", "--no-follow-tags", "--recurse-submodules=no")
-                done = _git("push", *quietly, "--", remote, *specs[at : at + AT_ONCE], env=scratch, check=False)
+                done = git("push", *quietly, "--", remote, *specs[at : at + AT_ONCE], env=scratch, check=False)
                 reason = _reason(done)
                 if done.returncode and REFUSED.search(reason):
                     raise ReadOnlyError(f"{remote} takes no objects from here ({reason})")
@@ -113,12 +113,36 @@ def delete(hashes: Iterable[str], remote: str) -> None:
     """Delete the refs of objects; whoever knows an object's commit may still fetch it until the host collects it."""
     refs = [f"{SPACE}{md5}" for md5 in hashes]
     for at in range(0, len(refs), AT_ONCE):
-        _git("push", "--quiet", "--no-verify", "--delete", "--", remote, *refs[at : at + AT_ONCE], what=remote)
+        git("push", "--quiet", "--no-verify", "--delete", "--", remote, *refs[at : at + AT_ONCE], what=remote)
+
+
+def git(
+    *words: str,
+    what: str = "git",
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    token: bool = True,
+    input: bytes | None = None,
+    stdout: IO[bytes] | int = subprocess.PIPE,
+) -> subprocess.CompletedProcess[bytes]:
+    """Return what git did, asking nobody for a password; in a workflow GITHUB_TOKEN opens its server.
+
+    Raises SourceError with git's reason where it fails, unless `check` is off.
+    """
+    own = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(_token() if token else {}), **(env or {})}
+    more: dict[str, Any] = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
+    try:
+        done = subprocess.run(["git", *words], stdout=stdout, stderr=subprocess.PIPE, env=os.environ | own, **more)
+    except FileNotFoundError:
+        raise UserError("git is not on PATH: install it") from None
+    if check and done.returncode:
+        raise SourceError(f"{what}: {_reason(done)}")
+    return done
 
 
 def address(remote: str) -> str:
     """Return where a remote of this clone lies."""
-    return _git("remote", "get-url", remote).stdout.decode().strip()
+    return git("remote", "get-url", remote).stdout.decode().strip()
 
 
 def anonymous(remote: str) -> bool:
@@ -129,7 +153,7 @@ def anonymous(remote: str) -> bool:
     host, path = (match[1], match[2]) if match[1] else (match[3], match[4])
     bare = {"GIT_ASKPASS": "true", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     scheme = "http" if address.startswith("http:") else "https"
-    return not _git("ls-remote", f"{scheme}://{host}/{path}", "HEAD", env=bare, token=False, check=False).returncode
+    return not git("ls-remote", f"{scheme}://{host}/{path}", "HEAD", env=bare, token=False, check=False).returncode
 
 
 def digest(path: Path) -> str:
@@ -141,7 +165,7 @@ def digest(path: Path) -> str:
 @contextmanager
 def _scratch() -> Iterator[dict[str, str]]:
     """Yield an environment in which git reads the clone's objects and writes new ones elsewhere."""
-    own = Path(_git("rev-parse", "--git-path", "objects").stdout.decode().strip()).resolve()
+    own = Path(git("rev-parse", "--git-path", "objects").stdout.decode().strip()).resolve()
     with TemporaryDirectory(prefix="objects-") as folder:
         yield {"GIT_OBJECT_DIRECTORY": folder, "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(own), **NAMELESS}
 
@@ -156,29 +180,9 @@ def _sweep(folder: Path) -> None:
 def _commit(path: Path, scratch: dict[str, str]) -> str:
     # Parquet and ONNX hardly shrink; the least effort is enough.
     words = ("-c", "core.compression=1", "hash-object", "-w", "--no-filters", "--", str(path))
-    blob = _git(*words, env=scratch).stdout.decode().strip()
-    tree = _git("mktree", input=f"100644 blob {blob}\tobject\n".encode(), env=scratch).stdout.decode().strip()
-    return _git("-c", "commit.gpgSign=false", "commit-tree", tree, input=b"", env=scratch).stdout.decode().strip()
-
-
-def _git(
-    *words: str,
-    what: str = "git",
-    env: Mapping[str, str] | None = None,
-    check: bool = True,
-    token: bool = True,
-    input: bytes | None = None,
-    stdout: IO[bytes] | int = subprocess.PIPE,
-) -> subprocess.CompletedProcess[bytes]:
-    own = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(_token() if token else {}), **(env or {})}
-    more: dict[str, Any] = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
-    try:
-        done = subprocess.run(["git", *words], stdout=stdout, stderr=subprocess.PIPE, env=os.environ | own, **more)
-    except FileNotFoundError:
-        raise UserError("git is not on PATH: install it") from None
-    if check and done.returncode:
-        raise SourceError(f"{what}: {_reason(done)}")
-    return done
+    blob = git(*words, env=scratch).stdout.decode().strip()
+    tree = git("mktree", input=f"100644 blob {blob}\tobject\n".encode(), env=scratch).stdout.decode().strip()
+    return git("-c", "commit.gpgSign=false", "commit-tree", tree, input=b"", env=scratch).stdout.decode().strip()
 
 
 def _token() -> dict[str, str]:

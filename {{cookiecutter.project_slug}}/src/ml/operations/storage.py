@@ -7,15 +7,13 @@ With any other default remote, DVC does all of it.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from ml import refs
 from ml.errors import ReadOnlyError, SourceError, UserError
-from ml.objects import CACHE, DIRECTORY, FOLDER, Storage, here, in_refs, place
+from ml.objects import CACHE, DIRECTORY, FOLDER, Storage, here, in_refs, keep, place
 from ml.review import sides
 
 PUBLIC = "anyone can read {}: with the first push the data becomes public, and deleting does not take it back"
@@ -57,7 +55,7 @@ def push(*, agreed: bool = False, again: bool = False, optional: bool = False) -
     here nor there, and ReadOnlyError where the storage takes nothing from this machine (with `optional`, that is said).
     """
     if not in_refs():
-        _dvc("push")
+        dvc("push")
         return "pushed to DVC's default remote"
     storage = Storage.open()
     home = storage.remotes[0]
@@ -82,33 +80,42 @@ def push(*, agreed: bool = False, again: bool = False, optional: bool = False) -
             raise
         return f"nothing pushed: {error}"
     for md5, path in files.items():
-        _keep(path, place(FOLDER, md5))
+        keep(path, place(FOLDER, md5))
     if lost:
         raise UserError(f"neither here nor at {home}: {_some(lost)}; make pipeline makes what dvc.lock names")
     size = sum(path.stat().st_size for path in files.values()) / 1e6
     return f"{len(files)} of {len(names)} objects pushed to {home} ({size:.1f} MB)"
 
 
-def pull(paths: list[str]) -> str:
-    """Bring the objects of dvc.lock (or of the outputs at `paths`) here and check them out; return what was done."""
+def pull(paths: list[str], *, partial: bool = False) -> str:
+    """Bring the objects of dvc.lock (or of the outputs at `paths`) here and check them out; return what was done.
+
+    With `partial`, what is nowhere is left for the pipeline to make; else it raises SourceError.
+    """
     if not in_refs():
-        _dvc("pull", *paths)
+        dvc("pull", *(["--allow-missing"] if partial else []), *paths)
         return "pulled from DVC's default remote"
+    if partial and not locked():
+        return "there is no dvc.lock yet: nothing to pull"
     outputs = chosen(locked(), paths)
     storage = Storage.open()
     absent = {md5 for md5 in outputs.values() if here(md5) is None}
     names = whole(storage, outputs)
     absent |= {md5 for md5 in names if here(md5) is None}
-    if lost := [names[md5] for md5 in storage.fetch(names)]:
+    lost = {md5: names[md5] for md5 in storage.fetch(names)}
+    if lost and not partial:
         raise SourceError(
-            f"neither here nor at {' or '.join(storage.remotes)}: {_some(lost)}; "
+            f"neither here nor at {' or '.join(storage.remotes)}: {_some([*lost.values()])}; "
             "its maker runs make push, or make pipeline makes it here"
         )
-    for md5 in names:
-        _keep(place(FOLDER, md5), place(CACHE, md5))
-    if outputs:
-        _dvc("checkout", *outputs)
-    return f"{len(absent)} of {len(names)} objects pulled"
+    for md5 in names.keys() - lost.keys():
+        keep(here(md5), place(CACHE, md5))
+    whole_ones = [path for path, md5 in outputs.items() if not any(_under(name, path) for name in lost.values())]
+    if whole_ones:
+        dvc("checkout", *whole_ones)
+    return f"{len(absent - lost.keys())} of {len(names)} objects pulled" + (
+        f"; {len(lost)} are nowhere" if lost else ""
+    )
 
 
 def chosen(outputs: dict[str, str], paths: list[str]) -> dict[str, str]:
@@ -129,7 +136,7 @@ def _under(name: str, path: str) -> bool:
 def status() -> list[str]:
     """Return in lines what of dvc.lock is here and what is stored."""
     if not in_refs():
-        return _dvc("status", "--cloud").splitlines()
+        return dvc("status", "--cloud").splitlines()
     storage = Storage.open()
     names = whole(storage, locked())
     stored = storage.holds(names)
@@ -176,24 +183,8 @@ def gc(*, dry_run: bool, versions: int) -> str:
     return f"{len(gone)} of {len(held)} objects at {home} {verb}; {len(keep)} are in use"
 
 
-def _living(home: str, versions: int) -> list[str]:
-    stages = sides.production_tags()
-    old = {*stages[: max(len(stages) - versions, 0)]}
-    spaces = (f"refs/remotes/{home}", "refs/tags", "refs/heads")
-    listed = sides.git("for-each-ref", "--format=%(refname)", *spaces).decode()
-    return [name for name in listed.splitlines() if name.removeprefix("refs/tags/") not in old]
-
-
-def _keep(path: Path, kept: Path) -> None:
-    if kept.is_file():
-        return
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    fresh = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
-    shutil.copyfile(path, fresh)
-    os.replace(fresh, kept)
-
-
-def _dvc(*words: str) -> str:
+def dvc(*words: str) -> str:
+    """Return what DVC prints; raise UserError with its reason where it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
@@ -202,6 +193,14 @@ def _dvc(*words: str) -> str:
         reason = next((line for line in lines if line.startswith("ERROR:")), (lines or ["no reason given"])[-1])
         raise UserError(f"dvc {words[0]}: {reason.removeprefix('ERROR:').strip()}")
     return done.stdout
+
+
+def _living(home: str, versions: int) -> list[str]:
+    stages = sides.production_tags()
+    old = {*stages[: max(len(stages) - versions, 0)]}
+    spaces = (f"refs/remotes/{home}", "refs/tags", "refs/heads")
+    listed = sides.git("for-each-ref", "--format=%(refname)", *spaces).decode()
+    return [name for name in listed.splitlines() if name.removeprefix("refs/tags/") not in old]
 
 
 def _ask(what: str) -> None:

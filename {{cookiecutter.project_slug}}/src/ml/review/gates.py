@@ -17,6 +17,8 @@ FIRST = "nothing to compare with: this is the first model"
 CALIBRATION = {"binary": "expected_calibration_error", "multiclass": "expected_calibration_error", "regression": "bias"}
 COMPARING = ("harm", "predictions")
 RETRAIN = "make pipeline, then commit dvc.lock and reports/"
+OFF = "turned off in params.yaml"
+TAKE = "make take brings what CI trained; then commit dvc.lock and reports/, make push"
 PUSH = "make push"
 # What looser means: 1 where a larger value lets more pass, -1 a smaller one. Any other difference counts as looser.
 LOOSER = {
@@ -73,7 +75,7 @@ def _of(gate: str, facts: Facts, params: Params, approved: str) -> Result:
     if gate == "gates":
         return _gates(facts, approved)
     if getattr(params.gates, gate) in (None, False):
-        return Result(gate=gate, status="skipped", sentence="turned off in params.yaml")
+        return Result(gate=gate, status="skipped", sentence=OFF)
     if reason := facts.broken.get(gate):
         return Result(gate=gate, status="failed", sentence=reason)
     if reason := facts.unjudged.get(gate):
@@ -142,9 +144,10 @@ def _column_faults(column: Column, leak: float, nulls: float) -> list[str]:
 
 
 def _lock(facts: Facts, params: Params) -> Result:
-    stale = any(problem.kind != "unpushed" for problem in facts.lock)
+    kinds = {problem.kind for problem in facts.lock}
+    remedy = TAKE if "untaken" in kinds else RETRAIN if kinds - {"unpushed"} else PUSH
     fine = "dvc.lock is what params.yaml, code and data give"
-    return _result("lock", [p.what for p in facts.lock], fine, RETRAIN if stale else PUSH, "dvc.lock")
+    return _result("lock", [p.what for p in facts.lock], fine, remedy, "dvc.lock")
 
 
 def _floor(facts: Facts, params: Params) -> Result:

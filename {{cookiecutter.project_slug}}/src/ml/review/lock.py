@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ml import objects, refs
 from ml.errors import UserError
+from ml.review import sides
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -28,9 +29,12 @@ Claims = dict[str, Any]  # what a stage's command, parameters, deps and outs are
 
 @dataclass(frozen=True)
 class Problem:
-    """Why the lock is not current: `missing` and `stale` ask for `make pipeline`, `unpushed` for `make push`."""
+    """Why the lock is not current.
 
-    kind: Literal["missing", "stale", "unpushed"]
+    `missing` and `stale` ask for `make pipeline`, `unpushed` for `make push`, `untaken` for `make take`.
+    """
+
+    kind: Literal["missing", "stale", "unpushed", "untaken"]
     what: str
 
 
@@ -51,6 +55,25 @@ def problems(root: Path, *, stored: bool = True) -> list[Problem]:
         for place, stage in stages.items():
             found += _of_stage(stage, locked.get(place), made)
         return sorted(found, key=lambda problem: problem.what) + (list(_unpushed(repo)) if stored else [])
+
+
+def of_commit(found: list[Problem], base: sides.Commit | None) -> list[Problem]:
+    """Return what keeps HEAD's own lock from being current, after the pipeline made here what it lacks.
+
+    A commit without a lock claims nothing, where its base has none either: then what was made here holds.
+    """
+    made = [problem for problem in found if problem.kind != "unpushed"]
+    here = sides.locked(Path("dvc.lock").read_bytes(), "the work tree") if Path("dvc.lock").is_file() else {}
+    then = sides.Commit.at("HEAD").outputs()
+    if not then and (base is None or not base.outputs()):
+        return made
+    touched = {change.path for change in sides.changed("HEAD")} & {"dvc.lock", *here}
+    if not touched:
+        return found
+    differ = [path for path in sorted({*here, *then}) if here.get(path) != then.get(path)] or sorted(touched)
+    rest = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    what = f"dvc.lock of the commit is not what its code gives: {', '.join(differ[:3])}{rest} came out otherwise"
+    return [Problem("untaken", what), *made]
 
 
 @contextmanager

@@ -16,14 +16,15 @@ from ml.errors import SourceError, UserError
 from ml.pipeline import evaluate, split, tracking, train
 from ml.pipeline import params as settings
 from ml.pipeline.params import Params
-from ml.pipeline.tables import write_bytes
-from ml.review import behaviour, card, gates, measure, report, sides
+from ml.pipeline.tables import write_bytes, write_json
+from ml.review import behaviour, card, gates, lock, measure, report, sides
 from ml.review.aside import Aside
 from ml.review.gates import Facts
-from ml.review.verdict import Change, Importance, Side, Verdict
+from ml.review.verdict import Change, Importance, Result, Side, Verdict
 
 FOLDER = Path("reports/review")
 CARD = Path("reports/card.md")
+DRAWINGS = "drawings.json"
 METRICS = str(evaluate.METRICS)
 LEAST = 30  # rows; fewer cannot be compared at all
 OF_MODEL = ("data", "floor", "harm", "calibration", "slices", "fairness", "behaviour", "predictions", "parity")
@@ -105,15 +106,20 @@ def collect(
     against: sides.Commit | None,
     cases: behaviour.Cases,
     other: Aside,
+    committed: bool,
 ) -> tuple[Facts, dict[str, Any]]:
     """Return the facts, and what only the report shows (with the scores that are drawn)."""
     found, shown = Collector(), dict[str, Any]()
+
+    def problems() -> dict[str, Any]:
+        return {"lock": lock.of_commit(other.problems(), base) if committed else other.problems()}
+
     found.facts["reproduced"] = measure.reproduced()
     try:
         ours = measure.candidate(params)
     except UserError as error:
         found.unjudged.update(dict.fromkeys(OF_MODEL, str(error)))
-        found.take(lambda: {"lock": other.problems()}, "lock")
+        found.take(problems, "lock")
         return Facts(first=against is None, **found.facts, unjudged=found.unjudged), shown
     theirs = None
     if against is not None:
@@ -144,7 +150,7 @@ def collect(
     found.take(
         lambda: {"parity": measure.parity(ours), "misreported": measure.misreported(found.facts["whole"])}, "parity"
     )
-    found.facts["measured"] = measure.results(ours.model)
+    found.facts["measured"] = measure.results(hashlib.sha256(ours.model).hexdigest())
     shown["reliability"] = measure.reliability(params, ours.truth, ours.scores, ours.contract)
     known = theirs.importance if theirs and theirs.same else {}
     shown["importance"] = [
@@ -158,7 +164,7 @@ def collect(
         shown["reliability_before"] = measure.reliability(
             params, ours.truth[theirs.mask], theirs.scores[theirs.mask], theirs.contract
         )
-    found.take(lambda: {"lock": other.problems()}, "lock")
+    found.take(problems, "lock")
     shown["sides"] = (ours, theirs)
     facts = Facts(first=against is None, **found.facts, unjudged=found.unjudged, broken=found.broken)
     return facts, shown
@@ -181,9 +187,18 @@ def notes(facts: Facts, params: Params) -> list[str]:
 
 
 def run(
-    params: Params, other: Aside, against: str | None = None, base: str | None = None, approved: str = ""
+    params: Params,
+    other: Aside,
+    against: str | None = None,
+    base: str | None = None,
+    approved: str = "",
+    *,
+    committed: bool = False,
 ) -> Verdict:
-    """Write the report, the page and the card of the work tree, and return the verdict."""
+    """Write the report, the page and the card of the work tree, and return the verdict.
+
+    With `committed`, the lock gate judges the lock of HEAD's commit, whatever the pipeline made here since.
+    """
     base_ref = base or sides.default_base()
     at_base = sides.Commit.at(base_ref) if base_ref else None
     other_ref = against or sides.newest_production() or base_ref
@@ -203,12 +218,12 @@ def run(
     except UserError as error:
         unjudged["behaviour"] = str(error)
     loosened = [*(gates.loosened(theirs, params) if theirs else []), *altered]
-    facts, shown = collect(judged_by, own_lock, at_base, at_other, held_to, other)
+    facts, shown = collect(judged_by, own_lock, at_base, at_other, held_to, other, committed)
     facts = replace(facts, loosened=loosened, unjudged={**facts.unjudged, **unjudged})
     results = gates.judge(facts, judged_by)
     base_results, own_results = [], []
     if loosened:
-        own_facts, own_shown = collect(params, own_lock, at_base, at_other, cases, other)
+        own_facts, own_shown = collect(params, own_lock, at_base, at_other, cases, other, committed)
         own_facts = replace(own_facts, loosened=loosened, unjudged={**own_facts.unjudged, **unjudged})
         base_results, own_results = results, gates.judge(own_facts, params, approved)
         if approved:
@@ -264,7 +279,31 @@ def write(
         ours = seen[0]
         content = card.card(verdict, card_facts(verdict, params, ours))
         write_bytes(content.encode(), CARD)
+        write_json({"model": hashlib.sha256(ours.model).hexdigest(), "drawings": drawings}, FOLDER / DRAWINGS)
     report.write(verdict, drawings, FOLDER)
+
+
+def join(verdict: Verdict) -> Verdict:
+    """Write the report again with what load test and image's checks found after the verdict, and return both as one.
+
+    What was turned off stays off. Without a model there is nothing to join.
+    """
+    if not (FOLDER / DRAWINGS).is_file():
+        return verdict
+    kept = json.loads((FOLDER / DRAWINGS).read_text())
+    measured = measure.results(kept["model"])
+
+    def judged(results: list[Result]) -> list[Result]:
+        off = {result.gate for result in results if result.sentence == gates.OFF}
+        return [
+            Result(gate=result.gate, **measured[result.gate]) if result.gate in measured.keys() - off else result
+            for result in results
+        ]
+
+    lists = {name: judged(getattr(verdict, name)) for name in ("results", "base_results", "own_results")}
+    joined = verdict.model_copy(update={**lists, "service": measured.get("service", verdict.service)})
+    report.write(joined, kept["drawings"], FOLDER)
+    return joined
 
 
 def to_draw(verdict: Verdict, ours: measure.Candidate, theirs: measure.Production | None) -> tuple[Any, ...]:

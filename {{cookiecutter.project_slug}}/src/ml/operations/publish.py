@@ -1,0 +1,122 @@
+"""Puts what CI trained onto the branch of a pull request: objects into the storage, the lock and reports into a commit.
+
+Runs from the default branch's code with a token that writes, and executes nothing of the branch: it reads the commit
+with git, checks the bundle by its hashes, and asks DVC whether the lock fits the commit's files.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ml import refs
+from ml.errors import SourceError
+from ml.objects import CACHE, FOLDER, in_refs, keep, place
+from ml.operations import bundle, comment, storage
+from ml.operations.bundle import Bundle
+from ml.operations.comment import Run
+from ml.operations.github import GitHub
+from ml.review import lock, sides
+
+MESSAGE = "Take what run {} trained\n\nMade by CI from {}: dvc.lock and the reports that it names.\n"
+MARK = "Take what run "
+BOT = ("github-actions[bot]", "41898282+github-actions[bot]@users.noreply.github.com")
+
+
+def commit_lock(number: int, *, dispatch: bool) -> str:
+    """Publish and commit what a run trained, and start the checks on it; return what was done or why nothing was.
+
+    With `dispatch` the checks are started by hand, since a push with GITHUB_TOKEN starts none.
+    Raises SourceError for a bundle that is not what the branch's code and its own lock say.
+    """
+    github = GitHub.open()
+    run = Run.of(github.get(f"actions/runs/{number}"))
+    own = github.get(".")
+    if run.repository != own["id"]:
+        return "the branch lies in a fork: its owner runs make take"
+    request = comment.pull_request(github, run)
+    if request is None:
+        return f"no open pull request has the head {run.head[:10]}: it moved on"
+    branch = request["head"]["ref"]
+    if branch == own["default_branch"]:
+        return f"{branch} is the default branch: nothing is committed to it"
+    with TemporaryDirectory(prefix="publish-") as scratch:
+        if not bundle.download(github, number, bundle.ARTIFACT, Path(scratch), bundle.MOST):
+            return "the run trained nothing that its commit lacks"
+        _fetch(run.head)
+        if sides.git("log", "-1", "--format=%s", run.head).decode().startswith(MARK):
+            return f"{run.head[:10]} was committed here already and does not repeat: look at the report"
+        found = bundle.checked(Path(scratch, bundle.ARTIFACT))
+        refuse_foreign(found, run.head, Path(scratch, "tree"))
+        stored = _store(found)
+        made = _commit(found, run)
+    _push(made, branch)
+    if dispatch:
+        github.send("POST", f"actions/workflows/{bundle.WORKFLOW}/dispatches", {"ref": branch})
+    return f"{made[:10]} on {branch} takes what run {number} trained ({stored} objects stored)"
+
+
+def refuse_foreign(found: Bundle, head: str, tree: Path) -> None:
+    """Raise SourceError unless the bundle's lock is what the commit's own dvc.yaml, params.yaml and code give."""
+    tree.mkdir()
+    subprocess.run(["tar", "-x", "-C", str(tree)], input=sides.git("archive", "--format=tar", head), check=True)
+    # Settings of DVC may name programs and places; those of the default branch hold.
+    for name in ("config", "config.local"):
+        (tree / ".dvc" / name).unlink(missing_ok=True)
+    (tree / ".dvc").mkdir(exist_ok=True)
+    (tree / ".dvc" / "config").write_text(f"[core]\nno_scm = true\nsite_cache_dir = {tree}/.dvc/site\n")
+    for name, file in found.files.items():
+        target = tree / name
+        if target.is_symlink() or not target.resolve().is_relative_to(tree.resolve()):
+            raise SourceError(f"{name} of the commit leads elsewhere")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    if wrong := [p for p in lock.problems(tree, stored=False) if p.kind != "unpushed"]:
+        raise SourceError(f"the trained result does not fit the commit: {wrong[0].what}")
+
+
+def _fetch(head: str) -> None:
+    if sides.commit(head) is None:
+        refs.git("fetch", "--quiet", "--no-tags", "origin", head, what=f"{head[:10]} cannot be fetched")
+
+
+def _store(found: Bundle) -> int:
+    if not in_refs():
+        for md5, file in found.objects.items():
+            keep(file, place(CACHE, md5))
+        storage.dvc("push")
+        return len(found.objects)
+    refs.push(found.objects, "origin")
+    for md5, file in found.objects.items():
+        keep(file, place(FOLDER, md5))
+    return len(found.objects)
+
+
+def _commit(found: Bundle, run: Run) -> str:
+    """Return a commit on the run's head that changes the bundle's files alone; no work tree is touched."""
+    with TemporaryDirectory(prefix="index-") as scratch:
+        who = {
+            f"GIT_{role}_{what}": text
+            for role in ("AUTHOR", "COMMITTER")
+            for what, text in zip(("NAME", "EMAIL"), BOT, strict=True)
+        }
+        own = {"GIT_INDEX_FILE": str(Path(scratch, "index")), **who}
+        _git("read-tree", run.head, env=own)
+        for name, file in found.files.items():
+            blob = _git("hash-object", "-w", "--no-filters", "--", str(file.resolve()), env=own)
+            _git("update-index", "--add", "--cacheinfo", f"100644,{blob},{name}", env=own)
+        tree = _git("write-tree", env=own)
+        message = MESSAGE.format(run.number, run.head)
+        return _git("commit-tree", tree, "-p", run.head, "-m", message, env=own)
+
+
+def _push(made: str, branch: str) -> None:
+    # Not forced: where the branch moved on meanwhile, the push is refused and nothing is lost.
+    refs.git(
+        "push", "--quiet", "--no-verify", "origin", f"{made}:refs/heads/{branch}", what=f"{branch} takes no commit"
+    )
+
+
+def _git(*words: str, env: dict[str, str]) -> str:
+    return refs.git(*words, env=env).stdout.decode().strip()
