@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -81,29 +80,7 @@ def take(words: Words) -> None:
 def ci(words: Words) -> None:
     from ml.operations import ci
 
-    match words.action:
-        case "plan":
-            print(ci.write_plan())
-        case "pack":
-            from ml.operations import bundle
-
-            print(bundle.pack())
-        case "approval":
-            ci.give({"approved": ci.approver(ci.event())})
-        case "baseline":
-            ci.give({"baseline": ci.baseline(words.base)})
-        case "summary":
-            print(ci.summary())
-        case "report":
-            print(ci.write_report(json.loads(os.environ["NEEDS"])))
-        case "comment":
-            from ml.operations import comment
-
-            print(comment.post(words.run))
-        case "commit-lock":
-            from ml.operations import publish
-
-            print(publish.commit_lock(words.run, dispatch=words.dispatch))
+    print(ci.ACTIONS[words.action](words), end="")
 
 
 def diff(words: Words) -> None:
@@ -198,6 +175,18 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
 }
 
 
+CI = {
+    "plan": "say what a change must compute",
+    "pack": "pack what was made here and the commit lacks",
+    "approval": "say which code owner approved the commit",
+    "baseline": "build the base's Bento, to load-test beside it",
+    "summary": "show the verdict on the job's page and at the lines to edit",
+    "report": "write the one report of a run; NEEDS holds its jobs as JSON",
+    "comment": "post the report of a run on its pull request",
+    "commit-lock": "publish and commit what a run trained",
+}
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser; its help shows every verb with an example."""
     examples = "\n".join(f"  {example}" for _, _, example in VERBS.values())
@@ -230,7 +219,10 @@ def parser() -> argparse.ArgumentParser:
     )
     words["take"].add_argument("--run", type=int, metavar="ID", help="a run's number (default: the newest of HEAD)")
     words["take"].add_argument("--folder", type=Path, help="a bundle that is here already")
-    _ci(words["ci"])
+    words["ci"].add_argument("action", choices=CI, help="; ".join(f"{name}: {what}" for name, what in CI.items()))
+    words["ci"].add_argument("--base", default="", metavar="COMMIT", help="the base, for `baseline` (default: none)")
+    words["ci"].add_argument("--run", type=int, metavar="ID", help="the run, for `comment` and `commit-lock`")
+    words["ci"].add_argument("--dispatch", action="store_true", help="`commit-lock` starts the checks by hand")
     words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
     _storage(words["storage"])
     words["score"].add_argument("source", metavar="IN", help="a file, folder or glob; .parquet, .csv or .csv.gz")
@@ -243,22 +235,6 @@ def parser() -> argparse.ArgumentParser:
     words["loadtest"].add_argument("--network", metavar="NAME", help="network of containers, such as host")
     words["serve"].add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default: 3000)")
     return root
-
-
-def _ci(words: argparse.ArgumentParser) -> None:
-    actions = words.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("plan", help="say what a change must compute, for later jobs")
-    actions.add_parser("pack", help="pack what was made here and the commit lacks")
-    actions.add_parser("approval", help="say which code owner approved the commit")
-    baseline = actions.add_parser("baseline", help="build the base's Bento, to load-test beside it")
-    baseline.add_argument("--base", default="", metavar="COMMIT", help="the base (default: none, and no baseline)")
-    actions.add_parser("summary", help="show the verdict on the job's page and at the lines to edit")
-    actions.add_parser("report", help="write the one report of a run; NEEDS holds its jobs as JSON")
-    comment = actions.add_parser("comment", help="post the report of a run on its pull request")
-    publish = actions.add_parser("commit-lock", help="publish and commit what a run trained")
-    for one in (comment, publish):
-        one.add_argument("--run", type=int, required=True, metavar="ID", help="the run's number")
-    publish.add_argument("--dispatch", action="store_true", help="start the checks on the commit by hand")
 
 
 def _storage(words: argparse.ArgumentParser) -> None:

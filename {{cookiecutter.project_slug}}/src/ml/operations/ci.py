@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ml.errors import UserError
+from ml.operations import bundle
 from ml.operations.github import GitHub
 from ml.pipeline.tables import write_bytes
 from ml.review import lock, report, sides
@@ -121,18 +123,17 @@ def write_plan() -> str:
     return f"{why}: the model is {'made' if found.stale else 'trained again' if found.retrain else 'reviewed'} here"
 
 
-def give(outputs: dict[str, str]) -> None:
-    """Append a step's outputs to where GitHub reads them, or print them."""
+def give(outputs: dict[str, str]) -> str:
+    """Append a step's outputs to where GitHub reads them, and return them in lines."""
     lines = "".join(f"{name}={value}\n" for name, value in outputs.items())
     _append("GITHUB_OUTPUT", lines)
+    return lines
 
 
 def _append(variable: str, text: str) -> None:
     if path := os.environ.get(variable):
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
-    else:
-        print(text, end="")
 
 
 def baseline(base: str) -> str:
@@ -299,3 +300,28 @@ def _measured(folder: Path) -> str:
             found = json.loads(path.read_text())
             lines.append(f"**{gate.capitalize()}:** {report.prose(str(found.get('sentence', '')))}\n\n")
     return "".join(lines)
+
+
+def _comment(words: Any) -> str:
+    from ml.operations import comment
+
+    return comment.post(words.run) + "\n"
+
+
+def _publish(words: Any) -> str:
+    from ml.operations import publish
+
+    return publish.commit_lock(words.run, dispatch=words.dispatch) + "\n"
+
+
+# What `ml ci ACTION` does with its words, and what it prints.
+ACTIONS: dict[str, Callable[[Any], str]] = {
+    "plan": lambda _: write_plan() + "\n",
+    "pack": lambda _: bundle.pack() + "\n",
+    "approval": lambda _: give({"approved": approver(event())}),
+    "baseline": lambda words: give({"baseline": baseline(words.base)}),
+    "summary": lambda _: summary() + "\n",
+    "report": lambda _: write_report(json.loads(os.environ["NEEDS"])) + "\n",
+    "comment": _comment,
+    "commit-lock": _publish,
+}
