@@ -1,0 +1,507 @@
+"""The harness itself: what the fake GitHub, the stand-in actions and the runner do is what the real ones do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import act
+import github as fake
+import pytest
+from conftest import PRODUCT, ROOT
+from world import STAND_INS, PullRequest, Run, World, executes, product_jobs, undeclared
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).resolve().parent
+CHECKOUT = "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1"
+UPLOAD = "actions/upload-artifact@cf430e030ddbb5b0abf93d22962f4752f3646cd9"
+REAL = act.load((HERE / "inputs.yaml").read_text())
+ACTIONS = sorted(path.parent.name for path in STAND_INS.glob("*/action.yml"))
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[World]:
+    """A world of its own for one test."""
+    with World.open(tmp_path, sample(tmp_path)) as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world that tests share, with a run on main."""
+    folder = tmp_path_factory.mktemp("world")
+    with World.open(folder, sample(folder)) as made:
+        made.secrets["PASSWORD"], made.variables["COLOUR"] = "hunter2", "blue"
+        yield made
+
+
+@pytest.fixture(scope="module")
+def first(world: World) -> Run:
+    """The run that follows the first push."""
+    return world.run("checks.yml", world.push())
+
+
+@pytest.fixture(scope="module")
+def smaller(world: World, first: Run) -> PullRequest:
+    """A pull request whose checks fail."""
+    return world.pull_request(world.change({"number.txt": "3\n"}, "Be smaller"))
+
+
+@pytest.fixture(scope="module")
+def failed(world: World, smaller: PullRequest) -> Run:
+    return world.run("checks.yml", smaller.event())
+
+
+def sample(folder: Path) -> Path:
+    """Return a repository of little more than workflows."""
+    made = folder / "sample"
+    shutil.copytree(HERE / "samples", made)
+    (made / "number.txt").write_text("7\n")
+    (made / ".python-version").write_text(f"{sys.version_info[0]}.{sys.version_info[1]}\n")
+    return made
+
+
+def ask(
+    github: fake.GitHub,
+    path: str,
+    token: fake.Token | None = None,
+    body: object = None,
+    *,
+    method: str = "",
+    prefix: str = "/api/v3",
+) -> tuple[int, object, dict[str, str]]:
+    """Return status, parsed answer and headers."""
+    address = path if path.startswith("https:") else f"{github.address}{prefix}{path}"
+    headers = {"Authorization": f"Bearer {token.value}"} if token else {}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, headers, method=method or ("POST" if data else "GET"))
+    context = ssl.create_default_context(cafile=github.certificate)
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), Unmoved)
+    try:
+        with opener.open(request, timeout=30) as answer:
+            content = answer.read()
+            return answer.status, json.loads(content) if content[:1] in b"{[" else content, dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        content = error.read()
+        return error.code, json.loads(content) if content[:1] in (b"{", b"[") else content, dict(error.headers)
+
+
+def tried(world: World, *words: str) -> subprocess.CompletedProcess[str]:
+    """Return what the owner's git command came to, whatever it is."""
+    return world.owner.project.run("git", *words, GIT_SSL_CAINFO=str(world.owner.certificates))
+
+
+class Unmoved(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def test_every_job_that_ran_is_told_from_those_that_were_skipped(first: Run) -> None:
+    assert first.jobs == {
+        "build": "success",
+        "receive": "success",
+        "after": "success",
+        "nightly": "skipped",
+        "each (a)": "success",
+        "each (b)": "success",
+        "all": "success",
+    }
+    assert first.conclusion == "success"
+
+
+def test_a_failed_job_skips_what_needs_it_and_a_failed_step_what_follows(failed: Run) -> None:
+    assert [name for name, conclusion in failed.jobs.items() if conclusion == "failure"] == ["receive", "all"]
+    assert failed.jobs["after"] == "skipped"
+    assert [*failed.steps("receive").values()] == ["success", "success", "success", "failure", "skipped"]
+    assert failed.conclusion == "failure"
+
+
+def test_steps_of_a_composite_action_and_post_steps_have_names(first: Run) -> None:
+    steps = first.steps("build")
+
+    assert steps["./.github/actions/setup / Fill the cache"] == "success"
+    assert steps[f"Post {CHECKOUT}"] == "success"
+    assert steps[f"{UPLOAD} (2)"] == "success"
+    assert first.step("build", "Make files").seconds > 0
+
+
+def test_annotations_and_summaries_are_heard(first: Run) -> None:
+    assert first.annotations == [act.Annotation("error", "a bigger one is better", "number.txt", 1, "Too small")]
+    assert first.summary("build") == "### Made in build\n"
+    assert first.summary("receive") == ""
+
+
+def test_a_job_checks_out_the_one_commit_of_its_event(
+    world: World, first: Run, failed: Run, smaller: PullRequest
+) -> None:
+    main, merged = world.repository.resolve("main"), smaller.record.merge_sha
+
+    assert f"sha={main} head={main} commits=1" in first.log("build")
+    assert f"sha={merged} head={merged} commits=1" in failed.log("build")
+    assert "event=pull_request ref=refs/pull/1/merge actor=octocat branch=be-smaller" in failed.log("build")
+    assert "event=push ref=refs/heads/main actor=octocat branch=\n" in first.log("build")
+
+
+def test_a_run_of_the_same_repository_has_secrets_and_variables(failed: Run) -> None:
+    assert "secret=*** variable=blue" in failed.log("build")
+
+
+def test_artifacts_hold_what_the_patterns_name_and_nothing_hidden(first: Run) -> None:
+    plain, some = first.artifact("plain"), first.artifact("some")
+
+    assert first.artifacts == ["plain", "some"]
+    assert names(plain) == ["one.txt", "sub/two.txt"]
+    assert names(some) == ["number.txt", "out/one.txt"]
+
+
+def test_one_artifact_comes_into_the_folder_and_several_into_folders_of_their_names(first: Run) -> None:
+    listed = first.step("receive", "List").log.splitlines()
+
+    assert listed[:-1] == [
+        "all/plain/one.txt",
+        "all/plain/sub/two.txt",
+        "all/some/number.txt",
+        "all/some/out/one.txt",
+        "got/one.txt",
+        "got/sub/two.txt",
+    ]
+    assert listed[-1] == "number is 7"
+
+
+def test_main_does_not_read_the_caches_of_a_pull_request_that_reads_those_of_main(world: World, failed: Run) -> None:
+    assert "hit=false held=7" in failed.log("build")
+
+    again = world.run("checks.yml", world.dispatch("checks.yml"))
+
+    assert "hit=true held=7" in again.log("build")
+
+
+def test_dispatches_and_merge_groups_run_on_their_own_ref(world: World, smaller: PullRequest) -> None:
+    branch = world.dispatch("checks.yml", ref="be-smaller")
+    queued = world.merge_group(smaller)
+
+    by_hand, in_queue = world.run("checks.yml", branch), world.run("checks.yml", queued)
+
+    assert "event=workflow_dispatch ref=refs/heads/be-smaller" in by_hand.log("build")
+    assert f"sha={smaller.record.sha} head={smaller.record.sha}" in by_hand.log("build")
+    assert f"event=merge_group ref={queued.ref}" in in_queue.log("build")
+    assert f"sha={smaller.record.merge_sha} head={smaller.record.merge_sha}" in in_queue.log("build")
+
+
+def test_the_token_of_a_job_may_do_what_its_job_grants(world: World, smaller: PullRequest) -> None:
+    run = world.run("rights.yml", smaller.event())
+
+    assert run.steps("reader")["Push"] == run.steps("reader")["Comment"] == "failure"
+    assert "403" in run.step("reader", "Push").log
+    assert "Resource not accessible by integration" in run.step("reader", "Comment").log
+    assert [*run.steps("writer").values()][:4] == ["success"] * 4
+    assert [*world.refs("refs/dvc")] == ["refs/dvc/md5/by-writer"]
+    assert world.comments(smaller)[-1].login == "github-actions[bot]"
+    assert world.started() == [("checks.yml", "main")]
+
+
+def test_a_fork_has_neither_secrets_nor_variables_and_a_token_that_only_reads(world: World, first: Run) -> None:
+    fork = world.fork("stranger")
+    pull = world.pull_request(fork.change({"number.txt": "9\n"}, "Be larger"))
+
+    checks, rights = world.run("checks.yml", pull.event()), world.run("rights.yml", pull.event())
+
+    assert "secret=none variable=none" in checks.log("build")
+    assert "actor=stranger" in checks.log("build")
+    assert rights.steps("writer")["Push"] == rights.steps("writer")["Comment"] == "failure"
+    assert ask(world.github, f"/repos/{world.repository.name}/actions/runs/{checks.id}")[1]["pull_requests"] == []
+
+
+def test_a_report_takes_the_artifact_through_the_api_and_is_edited_in_place(opened: World) -> None:
+    pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
+    run = opened.run("checks.yml", pull.event())
+
+    reports = [opened.report(run), opened.report(run)]
+
+    assert [each.jobs for each in reports] == [{"comment": "success", "app": "skipped"}] * 2
+    (comment,) = opened.comments(pull)
+    assert comment.body.startswith("7\none\n\n\n![](https://cml.dev/watermark.png#")
+    assert [call.status for call in opened.calls("PATCH", "issues/comments")] == [200]
+    assert [call.status for call in opened.calls("GET", "/zip$")] == [302, 302]
+
+
+def test_cml_does_not_find_its_comment_behind_thirty_others(opened: World) -> None:
+    pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
+    run = opened.run("checks.yml", pull.event())
+    for number in range(30):
+        opened.comment(pull, f"comment {number}")
+
+    opened.report(run)
+    opened.report(run)
+
+    assert len(opened.comments(pull)) == 32
+
+
+def test_a_tool_that_cannot_be_installed_fails_its_step(opened: World) -> None:
+    pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
+    run = opened.run("checks.yml", pull.event())
+
+    report = opened.report(run, missing=("cml",))
+
+    assert report.step("comment", "iterative/setup-cml").outcome == "failure"
+    assert report.jobs["comment"] == "success"
+    assert [comment.body for comment in opened.comments(pull)] == ["7\none\n"]
+
+
+def test_checkout_refuses_the_code_of_a_fork_in_a_trusted_workflow(opened: World) -> None:
+    pull = opened.pull_request(opened.fork("stranger").change({"number.txt": "9\n"}, "Be larger"))
+    run = opened.run("checks.yml", pull.event())
+
+    for ref in (pull.record.sha, "refs/pull/1/merge"):
+        opened.variables["CHECK_OUT"] = ref
+        report = opened.report(run)
+
+        assert report.steps("comment")[CHECKOUT] == "failure"
+        assert "Refusing to check out fork pull request code" in report.log("comment")
+
+
+def test_an_app_pushes_what_starts_workflows_and_a_wrong_key_gets_no_token(opened: World) -> None:
+    opened.github.apps["Iv1"] = ("a key", {"contents": "write"})
+    opened.variables["APP"], opened.secrets["APP_KEY"] = "Iv1", "a key"
+    run = opened.run("checks.yml", opened.push())
+
+    opened.report(run)
+    opened.secrets["APP_KEY"] = "another"
+    refused = opened.report(run)
+
+    assert opened.started() == [("push", "refs/heads/by-app")]
+    assert refused.jobs["app"] == "failure"
+    assert "A JSON web token could not be decoded" in refused.log("app")
+
+
+def test_a_python_that_the_runner_does_not_have_fails(opened: World) -> None:
+    branch = opened.change({".python-version": "3.7\n"}, "Use an old Python")
+
+    run = opened.run("checks.yml", opened.push(f"refs/heads/{branch.name}"))
+
+    assert run.jobs["build"] == "failure"
+    assert "The version '3.7' with architecture 'x64' was not found." in run.log("build")
+
+
+def test_a_label_without_a_runner_is_no_success(opened: World) -> None:
+    workflow = opened.owner.project / ".github/workflows/checks.yml"
+    branch = opened.change({".github/workflows/checks.yml": workflow.read_text().replace("24.04", "99.04")}, "Move")
+
+    with pytest.raises(AssertionError, match="nsupported platform"):
+        opened.run("checks.yml", opened.push(f"refs/heads/{branch.name}"))
+
+
+def test_a_workflow_that_is_none_is_no_success(opened: World) -> None:
+    workflow = opened.owner.project / ".github/workflows/checks.yml"
+    branch = opened.change({".github/workflows/checks.yml": workflow.read_text().replace("steps:", "step:")}, "Err")
+
+    with pytest.raises(AssertionError, match="step"):
+        opened.run("checks.yml", opened.push(f"refs/heads/{branch.name}"))
+
+
+def test_the_api_knows_the_jobs_of_a_run(world: World, failed: Run) -> None:
+    where = f"/repos/{world.repository.name}/actions/runs/{failed.id}"
+
+    status, run, _ = ask(world.github, where)
+    _, jobs, _ = ask(world.github, f"{where}/jobs?per_page=100")
+
+    assert (status, run["conclusion"], run["event"]) == (200, "failure", "pull_request")
+    assert {job["name"]: job["conclusion"] for job in jobs["jobs"]} == failed.jobs
+    assert jobs["total_count"] == 7
+
+
+def test_a_listing_comes_in_pages_with_links(world: World, smaller: PullRequest) -> None:
+    for number in range(65):
+        world.comment(smaller, f"comment {number}")
+    where = f"/repos/{world.repository.name}/issues/{smaller.number}/comments"
+
+    _, page, headers = ask(world.github, where)
+    _, whole, _ = ask(world.github, f"{where}?per_page=100")
+    _, last, ends = ask(world.github, f"{where}?per_page=30&page=3", prefix="")
+
+    assert (len(page), len(whole)) == (30, len(world.comments(smaller)))
+    assert 'page=2>; rel="next"' in headers["Link"]
+    assert [each["id"] for each in whole[60:90]] == [each["id"] for each in last]
+    assert 'rel="next"' not in ends["Link"]
+
+
+def test_a_pull_request_is_found_by_its_head(world: World, smaller: PullRequest) -> None:
+    where = f"/repos/{world.repository.name}"
+
+    _, found, _ = ask(world.github, f"{where}/pulls?head=octocat:be-smaller&state=open")
+    _, none, _ = ask(world.github, f"{where}/pulls?head=stranger:be-smaller")
+    _, of_commit, _ = ask(world.github, f"{where}/commits/{smaller.record.sha}/pulls")
+    _, files, _ = ask(world.github, f"{where}/pulls/1/files")
+
+    assert (
+        [pull["head"]["sha"] for pull in found] == [smaller.record.sha] == [pull["head"]["sha"] for pull in of_commit]
+    )
+    assert none == []
+    assert files == [{"filename": "number.txt", "status": "modified"}]
+
+
+def test_the_storage_behind_an_artifact_refuses_the_token_of_the_api(world: World, first: Run) -> None:
+    reader = world.github.token("reader", {"actions": "read"}, world.repository.name)
+    where = f"/repos/{world.repository.name}/actions"
+    artifact = ask(world.github, f"{where}/runs/{first.id}/artifacts")[1]["artifacts"][0]
+
+    status, _, headers = ask(world.github, f"{where}/artifacts/{artifact['id']}/zip", reader)
+
+    assert status == 302
+    assert ask(world.github, headers["Location"])[0] == 200
+    assert ask(world.github, headers["Location"], reader)[0] == 401
+    assert ask(world.github, f"{where}/artifacts/{artifact['id']}/zip")[0] == 401
+
+
+def test_what_a_caller_may_not_do_is_refused_as_at_github(world: World, smaller: PullRequest) -> None:
+    name = world.repository.name
+    reader = world.github.token("reader", {"contents": "read", "issues": "read"}, name)
+    stranger = world.github.token("writer", {"*": "write"}, "octocat/another")
+    comment = {"body": "hello"}
+
+    assert ask(world.github, f"/repos/{name}/issues/1/comments", reader, comment)[0] == 403
+    assert ask(world.github, f"/repos/{name}/issues/1/comments", stranger, comment)[0] == 403
+    assert ask(world.github, f"/repos/{name}/issues/1/comments", None, comment)[0] == 401
+    assert ask(world.github, f"/repos/{name}", fake.Token("unknown", "x", {}))[0] == 401
+    assert ask(world.github, f"/repos/{name}/nothing", reader)[1]["message"] == "Not Found"
+    call = world.calls("POST", "comments")[-1]
+    assert (call.body, call.token, call.status) == (comment, None, 401)
+
+
+def test_a_comment_that_is_too_long_is_refused(world: World, smaller: PullRequest) -> None:
+    where = f"/repos/{world.repository.name}/issues/1/comments"
+
+    status, said, _ = ask(world.github, where, world.owner.token, {"body": "x" * 65_537})
+
+    assert (status, said["message"]) == (422, "Validation Failed")
+
+
+def test_a_private_repository_is_not_found_by_a_stranger(opened: World) -> None:
+    opened.repository.private = True
+    where = f"{opened.github.address}/{opened.repository.name}"
+
+    assert ask(opened.github, f"/repos/{opened.repository.name}")[0] == 404
+    assert ask(opened.github, f"{where}/info/refs?service=git-upload-pack")[0] == 401
+    assert ask(opened.github, f"/repos/{opened.repository.name}", opened.owner.token)[0] == 200
+
+
+def test_twenty_pushes_of_hidden_refs_at_once_all_arrive(opened: World) -> None:
+    def push(number: int) -> None:
+        opened.owner.git("push", "--quiet", "--no-verify", "origin", f"HEAD:refs/dvc/md5/{number:032x}")
+
+    with ThreadPoolExecutor(20) as writers:
+        list(writers.map(push, range(20)))
+
+    assert len(opened.refs("refs/dvc/md5")) == 20
+    assert len([each for each in opened.github.pushes if each.ref.startswith("refs/dvc/")]) == 20
+    assert opened.owner.git("ls-remote", "origin", "refs/dvc/md5/*").count("refs/dvc/md5/") == 20
+
+
+def test_nobody_pushes_to_the_refs_of_pull_requests(opened: World) -> None:
+    opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
+
+    result = opened.owner.project.run(
+        "git", "push", "origin", "HEAD:refs/pull/1/head", GIT_SSL_CAINFO=str(opened.owner.certificates)
+    )
+
+    assert "deny updating a hidden ref" in result.stderr
+    assert opened.owner.git("fetch", "--quiet", "origin", "refs/pull/1/merge") == ""
+
+
+def test_a_pull_request_follows_its_branch_and_one_that_conflicts_starts_nothing(opened: World) -> None:
+    pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
+    other = opened.pull_request(opened.change({"number.txt": "4\n"}, "Be in between"))
+    before = pull.record.sha
+
+    opened.change({"number.txt": "2\n"}, "Be even smaller", name="be-smaller", base="be-smaller")
+    event = opened.merge(pull)
+
+    assert pull.record.sha != before
+    assert (pull.record.state, event.payload["after"]) == ("closed", opened.repository.resolve("main"))
+    assert opened.show("main", "number.txt") == "2"
+    with pytest.raises(AssertionError, match="conflicts"):
+        other.event()
+
+
+def test_a_fault_is_answered_as_often_as_it_is_ordered(opened: World) -> None:
+    opened.github.fault("/info/refs", fake.Answer(503), times=1)
+
+    broken = tried(opened, "ls-remote", "origin")
+
+    assert "503" in broken.stderr
+    assert "refs/heads/main" in opened.owner.git("ls-remote", "origin")
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_a_stand_in_has_inputs_and_outputs_of_the_real_action_only(name: str) -> None:
+    (real,) = (about for action, about in REAL.items() if action.endswith(f"/{name}"))
+    declared = act.load((STAND_INS / name / "action.yml").read_text())
+    inputs = declared.get("inputs", {})
+
+    assert set(inputs) <= set(real["inputs"])
+    assert [key for key, about in inputs.items() if about.get("required")] == real["required"]
+    assert set(declared.get("outputs", {})) <= set(real["outputs"])
+
+
+@pytest.mark.parametrize("root", [ROOT / PRODUCT, HERE / "samples"], ids=["product", "samples"])
+def test_a_workflow_uses_inputs_and_versions_that_its_stand_ins_have(root: Path) -> None:
+    wrong = []
+    for use, step in used_steps(root):
+        action, ref = use.split("@")
+        if action not in REAL:
+            wrong.append(f"no real action's inputs for {action}")
+            continue
+        declared = act.load((act.stand_in(use) / "action.yml").read_text()).get("inputs", {})
+        wrong += [f"{action} has no input {key}" for key in step.get("with", {}) if key not in REAL[action]["inputs"]]
+        wrong += [
+            f"the stand-in for {action} has no input {key}" for key in step.get("with", {}) if key not in declared
+        ]
+        wrong += [f"{action} needs {key}" for key in REAL[action]["required"] if key not in step.get("with", {})]
+        if f"{ref} # {REAL[action]['pinned']}" not in texts(root):
+            wrong.append(f"{action}@{ref} is not {REAL[action]['pinned']}, whose inputs are known")
+
+    assert wrong == []
+
+
+def used_steps(root: Path) -> list[tuple[str, dict]]:
+    documents = [act.load(file.read_text()) for file in files(root)]
+    lists = [job.get("steps", []) for each in documents for job in each.get("jobs", {}).values()]
+    lists += [each["runs"].get("steps", []) for each in documents if "runs" in each]
+    return [(step["uses"], step) for steps in lists for step in steps if not step.get("uses", "./").startswith("./")]
+
+
+def files(root: Path) -> list[Path]:
+    return [*root.glob(".github/workflows/*.y*ml"), *root.glob(".github/actions/*/action.y*ml")]
+
+
+def texts(root: Path) -> str:
+    return "\n".join(file.read_text() for file in files(root))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_scenario_that_did_not_execute_what_it_declares_fails(world: World, first: Run) -> None:
+    def nothing(*, world: World) -> None:
+        return
+
+    executes("checks.yml", "build", "each")(nothing)(world=world)
+    with pytest.raises(AssertionError, match="nightly"):
+        executes("checks.yml", "build", "nightly")(nothing)(world=world)
+
+
+def test_a_job_that_no_scenario_declares_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("world.PRODUCT_WORKFLOWS", HERE / "samples/.github/workflows")
+    monkeypatch.setattr("world.DECLARED", {("checks.yml", "build"): {"one"}})
+
+    assert ("checks.yml", "build") in product_jobs()
+    assert undeclared() == product_jobs() - {("checks.yml", "build")}
