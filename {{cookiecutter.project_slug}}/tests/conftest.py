@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,15 @@ def changed(changes: dict[str, Any]) -> params.Params:
             section = section[name]
         section[key] = value
     return params.Params.model_validate(raw)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_workflow() -> Iterator[None]:
+    """Let a run on GitHub test the same as a laptop does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("GITHUB_")]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -252,11 +252,11 @@ def read_verdict() -> Verdict | None:
 
 def write_report(needs: dict[str, Any]) -> str:
     """Write the one report of a run from what its jobs left: the joined verdict, or why there is none."""
-    from ml.review import review
-
     results = {name: need["result"] for name, need in needs.items()}
     verdict = read_verdict()
     if verdict is not None:
+        from ml.review import review
+
         verdict = review.join(verdict)
         text = (REVIEW / report.MARKDOWN).read_text(encoding="utf-8")
     else:

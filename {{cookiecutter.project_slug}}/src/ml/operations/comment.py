@@ -23,6 +23,7 @@ from ml.operations.github import GitHub
 from ml.review import report
 
 TITLE = "ml-report"
+WATERMARK = f"CML watermark {TITLE}"
 ARTIFACT = "report"
 BOT = "github-actions[bot]"
 MOST = 5_000_000  # bytes of the artifact
@@ -219,14 +220,14 @@ def publish(github: GitHub, number: int, text: str, run: Run) -> str:
     mine = [(at, comment) for at, comment in enumerate(comments) if _ours(comment)]
     if mine and _mark(mine[-1][1]) > (run.number, run.attempt):
         return f"a newer report stands on #{number} already: nothing posted"
-    seen = [comment for comment in comments[:FIRST_PAGE] if f"#{TITLE}" in comment["body"]]
+    seen = [comment for comment in comments[:FIRST_PAGE] if f'"{WATERMARK}"' in comment["body"]]
     if shutil.which("cml") and (not mine or (mine[-1][0] < FIRST_PAGE and seen[-1:] == [mine[-1][1]])):
         try:
             _cml("update" if mine else "create", number, text, github.token)
             return f"the report stands on #{number} (CML)"
         except UserError as error:
             print(f"::warning::{error}; the API is used instead")
-    signed = f'{text}\n\n![](https://cml.dev/watermark.png#{TITLE} "CML watermark")'
+    signed = f'{text}\n\n![](https://cml.dev/watermark.png#{run.head} "{WATERMARK}")'  # so that CML finds it
     if mine:
         github.send("PATCH", f"issues/comments/{mine[-1][1]['id']}", {"body": signed})
     else:
