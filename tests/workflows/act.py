@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 STAND_INS = HERE / "actions"
 RUN_TOKEN = re.compile(r"\b(?:github\.token|secrets\.GITHUB_TOKEN)\b")
 # What a workflow that runs these tests must not hand on.
-OUTER = ("ACTIONS_", "AWS_", "CI", "CML_", "GH_", "GITHUB_", "INPUT_", "REPO_TOKEN", "RUNNER_", "STATE_")
+OUTER = ("ACTIONS_", "AWS_", "CI", "CML_", "GH_", "GITHUB_", "INPUT_", "PYTHON", "REPO_TOKEN", "RUNNER_", "STATE_")
 LONGEST = 900
 
 
@@ -165,7 +165,7 @@ def trusted_certificates(certificate: Path, target: Path) -> Path:
 
 
 def host_environment(home: Path, certificates: Path, tools: Path) -> dict[str, str]:
-    """Return what a runner's environment has: this machine's, without tokens and settings of an outer workflow."""
+    """Return what a runner's environment has: this machine's, without what its user or an outer workflow has set."""
     kept = {name: value for name, value in clean_environment().items() if not name.startswith(OUTER)}
     trusted = ("CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
     return (

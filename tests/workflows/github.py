@@ -36,6 +36,21 @@ SETTINGS = {
     "receive.hideRefs": "refs/pull",
     "gc.auto": "0",
 }
+# GitHub takes no change of a workflow from an app, which the token of a run is too, unless it has been granted.
+PRE_RECEIVE = r"""#!/bin/sh
+[ "$MAY_CHANGE_WORKFLOWS" = no ] || exit 0
+while read -r old new ref; do
+    case $ref in refs/heads/*) ;; *) continue ;; esac
+    case $new in *[!0]*) ;; *) continue ;; esac
+    for commit in $(git rev-list "$new" --not --all); do
+        changed=$(git diff-tree --no-commit-id --name-only -r -m "$commit" -- .github/workflows | head -n 1)
+        [ -z "$changed" ] || {
+            echo "refusing to allow a GitHub App to create or update workflow $changed without workflows permission"
+            exit 1
+        }
+    done
+done
+"""
 MERGER = {
     f"GIT_{role}_{name}": value
     for role in ("AUTHOR", "COMMITTER")
@@ -248,7 +263,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Fault:
+class Canned:
     """What the server answers to requests that match, `times` times."""
 
     method: str
@@ -720,7 +735,7 @@ class GitHub:
     tokens: dict[str, Token] = field(default_factory=dict)
     log: list[Call] = field(default_factory=list)
     pushes: list[Push] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    canned: list[Canned] = field(default_factory=list)
     blobs: dict[str, Path] = field(default_factory=dict)
     apps: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -773,6 +788,10 @@ class GitHub:
         made = Repository(name, self.next_id(), folder, artifacts, private, parent)
         for key, value in SETTINGS.items():
             made.git("config", key, value)
+        hook = folder / "hooks/pre-receive"
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(PRE_RECEIVE)
+        hook.chmod(0o755)
         self.repositories[name] = made
         return made
 
@@ -782,9 +801,9 @@ class GitHub:
         self.tokens[made.value] = made
         return made
 
-    def fault(self, pattern: str, answer: Answer, *, method: str = "", times: int = 10**9) -> None:
-        """Answer requests whose path matches with this instead."""
-        self.faults.append(Fault(method, re.compile(pattern), answer, [times]))
+    def can(self, pattern: str, answer: Answer, *, method: str = "", times: int = 10**9) -> None:
+        """Answer requests whose path matches with this: a fault, or what the server does not know by itself."""
+        self.canned.append(Canned(method, re.compile(pattern), answer, [times]))
 
     def calls(self, method: str = "", pattern: str = "") -> list[Call]:
         """Return the calls so far, by method and a pattern somewhere in the path."""
@@ -1004,7 +1023,7 @@ class Handler(BaseHTTPRequestHandler):
         token = None
         try:
             token = self.find_token()
-            answer = self.faulty(path) or self.answer(path, query, body, token)
+            answer = self.canned_answer(path) or self.answer(path, query, body, token)
         except RefusedError as refused:
             answer = refused.answer
         short = re.sub("^/api/v3", "", path)
@@ -1034,11 +1053,11 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(401, "Bad credentials")
         return token
 
-    def faulty(self, path: str) -> Answer | None:
-        for fault in self.github.faults:
-            if fault.method in ("", self.command) and fault.pattern.search(path) and fault.left[0] > 0:
-                fault.left[0] -= 1
-                return fault.answer
+    def canned_answer(self, path: str) -> Answer | None:
+        for canned in self.github.canned:
+            if canned.method in ("", self.command) and canned.pattern.search(path) and canned.left[0] > 0:
+                canned.left[0] -= 1
+                return canned.answer
         return None
 
     def answer(self, path: str, query: dict[str, str], body: bytes, token: Token | None) -> Answer:
@@ -1146,6 +1165,7 @@ class Handler(BaseHTTPRequestHandler):
             "CONTENT_LENGTH": str(len(body)),
             "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
             "REMOTE_ADDR": "127.0.0.1",
+            "MAY_CHANGE_WORKFLOWS": "yes" if token and token.may("workflows", "write", repository) else "no",
             "REMOTE_USER": token.login if token else "",
         }
         done = subprocess.run(["git", "http-backend"], input=body, env=environment, capture_output=True)

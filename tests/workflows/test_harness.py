@@ -17,6 +17,7 @@ import act
 import github as fake
 import pytest
 from conftest import PRODUCT, ROOT
+from real import Project
 from world import STAND_INS, PullRequest, Run, World, executes, product_jobs, undeclared
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,13 @@ def sample(folder: Path) -> Path:
     (made / "number.txt").write_text("7\n")
     (made / ".python-version").write_text(f"{sys.version_info[0]}.{sys.version_info[1]}\n")
     return made
+
+
+def uploaded(world: World, pull: PullRequest) -> Run:
+    """Return a run of the checks that left an artifact, without running them."""
+    run = world.cancelled("checks.yml", pull.event())
+    world.forge(run, "plain", {"one.txt": b"one\n"})
+    return run
 
 
 def ask(
@@ -222,7 +230,7 @@ def test_a_fork_has_neither_secrets_nor_variables_and_a_token_that_only_reads(wo
 
 def test_a_report_takes_the_artifact_through_the_api_and_is_edited_in_place(opened: World) -> None:
     pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
-    run = opened.run("checks.yml", pull.event())
+    run = uploaded(opened, pull)
 
     reports = [opened.report(run), opened.report(run)]
 
@@ -235,7 +243,7 @@ def test_a_report_takes_the_artifact_through_the_api_and_is_edited_in_place(open
 
 def test_cml_does_not_find_its_comment_behind_thirty_others(opened: World) -> None:
     pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
-    run = opened.run("checks.yml", pull.event())
+    run = uploaded(opened, pull)
     for number in range(30):
         opened.comment(pull, f"comment {number}")
 
@@ -247,7 +255,7 @@ def test_cml_does_not_find_its_comment_behind_thirty_others(opened: World) -> No
 
 def test_a_tool_that_cannot_be_installed_fails_its_step(opened: World) -> None:
     pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
-    run = opened.run("checks.yml", pull.event())
+    run = uploaded(opened, pull)
 
     report = opened.report(run, missing=("cml",))
 
@@ -258,7 +266,7 @@ def test_a_tool_that_cannot_be_installed_fails_its_step(opened: World) -> None:
 
 def test_checkout_refuses_the_code_of_a_fork_in_a_trusted_workflow(opened: World) -> None:
     pull = opened.pull_request(opened.fork("stranger").change({"number.txt": "9\n"}, "Be larger"))
-    run = opened.run("checks.yml", pull.event())
+    run = uploaded(opened, pull)
 
     for ref in (pull.record.sha, "refs/pull/1/merge"):
         opened.variables["CHECK_OUT"] = ref
@@ -271,7 +279,7 @@ def test_checkout_refuses_the_code_of_a_fork_in_a_trusted_workflow(opened: World
 def test_an_app_pushes_what_starts_workflows_and_a_wrong_key_gets_no_token(opened: World) -> None:
     opened.github.apps["Iv1"] = ("a key", {"contents": "write"})
     opened.variables["APP"], opened.secrets["APP_KEY"] = "Iv1", "a key"
-    run = opened.run("checks.yml", opened.push())
+    run = opened.cancelled("checks.yml", opened.push())
 
     opened.report(run)
     opened.secrets["APP_KEY"] = "another"
@@ -305,6 +313,15 @@ def test_a_workflow_that_is_none_is_no_success(opened: World) -> None:
 
     with pytest.raises(AssertionError, match="step"):
         opened.run("checks.yml", opened.push(f"refs/heads/{branch.name}"))
+
+
+def test_a_run_again_has_the_same_number_and_new_artifacts(world: World, failed: Run) -> None:
+    again = world.run("checks.yml", failed.event, again=failed)
+    cancelled = world.cancelled("checks.yml", failed.event)
+
+    assert (again.id, again.record.attempt, again.jobs) == (failed.id, 2, failed.jobs)
+    assert again.artifacts == ["plain", "some"]
+    assert (cancelled.record.conclusion, set(cancelled.jobs.values())) == ("cancelled", {"cancelled"})
 
 
 def test_the_api_knows_the_jobs_of_a_run(world: World, failed: Run) -> None:
@@ -416,6 +433,20 @@ def test_nobody_pushes_to_the_refs_of_pull_requests(opened: World) -> None:
     assert opened.owner.git("fetch", "--quiet", "origin", "refs/pull/1/merge") == ""
 
 
+def test_the_token_of_a_run_does_not_change_workflows(opened: World) -> None:
+    granted = {"contents": "write"}
+    token = opened.github.token(fake.WORKFLOW_LOGIN, granted, opened.repository.name, "workflow")
+    address = f"{opened.github.address.replace('//', f'//x:{token.value}@')}/{opened.repository.name}"
+    opened.change({"number.txt": "3\n"}, "Be smaller")
+    opened.owner.git("push", "--quiet", "--no-verify", address, "HEAD:refs/heads/numbers")
+
+    opened.owner.change({".github/workflows/rights.yml": ("name: Rights", "name: Wrongs")}, "Rename", push=False)
+    refused = tried(opened, "push", address, "HEAD:refs/heads/workflows")
+
+    assert [*opened.refs("refs/heads")] == ["refs/heads/be-smaller", "refs/heads/main", "refs/heads/numbers"]
+    assert "without workflows permission" in refused.stderr
+
+
 def test_a_pull_request_follows_its_branch_and_one_that_conflicts_starts_nothing(opened: World) -> None:
     pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
     other = opened.pull_request(opened.change({"number.txt": "4\n"}, "Be in between"))
@@ -432,12 +463,50 @@ def test_a_pull_request_follows_its_branch_and_one_that_conflicts_starts_nothing
 
 
 def test_a_fault_is_answered_as_often_as_it_is_ordered(opened: World) -> None:
-    opened.github.fault("/info/refs", fake.Answer(503), times=1)
+    opened.github.can("/info/refs", fake.Answer(503), times=1)
 
     broken = tried(opened, "ls-remote", "origin")
 
     assert "503" in broken.stderr
     assert "refs/heads/main" in opened.owner.git("ls-remote", "origin")
+
+
+def test_a_job_has_its_environment_in_a_second_with_its_own_code_and_shares_only_packages(
+    prepared: Project, tmp_path: Path
+) -> None:
+    before = state(prepared / ".venv")
+
+    with World.open(tmp_path, prepared) as world:
+        text = (HERE / "samples/.github/workflows/environment.yml").read_text()
+        broken = {"src/ml/cli.py": "def main() -> None:\n    print('changed')\n"}
+        branch = world.change({".github/workflows/environment.yml": text} | broken, "Change the code")
+        run = world.run("environment.yml", world.push(f"refs/heads/{branch.name}"))
+
+        assert run.jobs == {"code": "success"}
+        workspace = run.step("code", "Where").log.strip()
+        assert run.step("code", "Import").log == f"{workspace}/src/ml/__init__.py\n{workspace}/.venv\n"
+        assert run.step("code", "Run").log == "changed\n"
+        assert "installing" not in run.step("code", "make setup").log
+        assert run.step("code", "Remove a package").outcome == "success"
+        assert run.step("code", "Restore").seconds < 1
+    assert state(prepared / ".venv") == before
+
+
+def test_a_changed_lock_is_no_hit(prepared: Project, tmp_path: Path) -> None:
+    with World.open(tmp_path, prepared) as world:
+        text = (HERE / "samples/.github/workflows/environment.yml").read_text().replace("make setup", "ls .venv")
+        lock = f"{(prepared / 'requirements/all.txt').read_text()}\n"
+        edits = {".github/workflows/environment.yml": text, "requirements/all.txt": lock}
+        run = world.run("environment.yml", world.push(f"refs/heads/{world.change(edits, 'Lock anew').name}"))
+
+    assert "Cache not found" in run.step("code", "Restore").log
+    assert run.step("code", "ls .venv").outcome == "failure"
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of all files; Python writes its caches when it likes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.mark.parametrize("name", ACTIONS)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import act
 import github as fake
-from conftest import PRODUCT, ROOT, clean_environment
+from conftest import PRODUCT, ROOT, clean_environment, require
 from real import Project
 from ruamel.yaml import YAML
 
@@ -119,6 +119,7 @@ class Place:
         base: str = "main",
         before: tuple[str, ...] = (),
         after: tuple[str, ...] = (),
+        push: bool = True,
     ) -> Branch:
         """Commit edits on a new branch and push it; `before` and `after` the commit make targets run.
 
@@ -134,7 +135,8 @@ class Place:
         self.git("commit", "--quiet", "--no-verify", "--allow-empty", "--message", message)
         for target in after:
             self.make(target)
-        self.git("push", "--quiet", "--no-verify", "--force", "origin", name)
+        if push:
+            self.git("push", "--quiet", "--no-verify", "--force", "origin", name)
         return Branch(self, name, self.git("rev-parse", "HEAD"))
 
     def make(self, target: str) -> str:
@@ -169,6 +171,11 @@ class PullRequest:
     @property
     def number(self) -> int:
         return self.record.number
+
+    def review(self, login: str, state: str = "APPROVED", commit: str = "") -> None:
+        """Let someone review the newest commit, or an older one."""
+        number = self.world.github.next_id()
+        self.record.reviews.append(fake.Review(number, login, state, commit or self.record.sha))
 
     def event(self, action: str = "opened") -> Event:
         """Return the event that starts its checks; those of a fork or of Dependabot have a token that only reads."""
@@ -207,7 +214,6 @@ class World:
     secrets: dict[str, str] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     venv: Path | None = None
-    seen_pushes: int = 0
 
     @staticmethod
     @contextmanager
@@ -215,6 +221,8 @@ class World:
         folder: Path, project: Project | Path, *, name: str = "", private: bool = False, after: tuple[str, ...] = ()
     ) -> Iterator[World]:
         """Yield a world whose repository holds a copy of the project; `after` the push make targets run."""
+        for tool in ("act", "node", "openssl"):
+            require(tool)
         source = project if isinstance(project, Project) else Project(project)
         name = name or f"{OWNER}/{source.folder.name}"
         with fake.GitHub.open(folder / "github") as github:
@@ -238,7 +246,7 @@ class World:
             self.owner.make(target)
         tools = self.folder / "tools"
         tools.mkdir()
-        (tools / "gh").write_text(GH.format(host=self.github.address.removeprefix("https://"), gh=shutil.which("gh")))
+        (tools / "gh").write_text(GH.format(host=self.github.address.removeprefix("https://"), gh=require("gh")))
         (tools / "gh").chmod(0o755)
         base = Path(sys._base_executable if not self.venv else os.path.realpath(self.venv / "bin/python"))
         version = self.python
@@ -359,15 +367,16 @@ class World:
         *,
         missing: tuple[str, ...] = (),
         runners: tuple[str, ...] = ("ubuntu-24.04",),
-        attempt: int = 1,
         again: Run | None = None,
     ) -> Run:
         """Run a workflow of the event's commit and return what it did; `missing` tools cannot be installed.
 
-        With `again`, it is another attempt of that run.
+        With `again`, all jobs of that run are run again.
         """
         number = again.id if again else self.github.next_id()
+        attempt = again.record.attempt + 1 if again else 1
         folder = self.folder / "runs" / f"{number}-{attempt}"
+        shutil.rmtree(self.repository.artifacts_folder / str(number), ignore_errors=True)
         source, document = self.checked_out(event, file, folder)
         assert event.name in document["on"], f"{file} does not start on {event.name}"
         record = self.record(number, file, document, event, attempt)
@@ -396,6 +405,21 @@ class World:
         self.runs.append(run)
         shutil.rmtree(folder / "home", ignore_errors=True)
         return run
+
+    def cancelled(self, file: str, event: Event) -> Run:
+        """Return a run that was cancelled before its first job."""
+        number = self.github.next_id()
+        folder = self.folder / "runs" / f"{number}-1"
+        _, document = self.checked_out(event, file, folder)
+        record = self.record(number, file, document, event, 1)
+        jobs = {name: act.Job(name, name, "cancelled") for name in document["jobs"]}
+        self.finish(record, act.Outcome(file, record.name, jobs))
+        record.conclusion = "cancelled"
+        return Run(number, act.Outcome(file, record.name, jobs), record, folder, self.repository, event)
+
+    def forge(self, run: Run, name: str, files: Mapping[str, bytes]) -> Path:
+        """Put an artifact in the place of one that a run uploaded, as code of a pull request could."""
+        return self.github.artifact(self.repository, run.id, name, dict(files))
 
     def is_foreign(self, event: Event) -> bool:
         return event.read_only and event.head is not self.repository
