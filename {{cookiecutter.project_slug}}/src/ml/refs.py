@@ -25,6 +25,7 @@ SPACE = "refs/dvc/md5/"
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 MOST = 100_000_000  # bytes; GitHub refuses larger files
 AT_ONCE = 200  # refs of one push
+MOST_AT_ONCE = 1_000_000_000  # bytes of one push; GitHub refuses 2 GB
 TRIES = 5
 NAMELESS = {
     f"GIT_{who}_{what}": value
@@ -91,18 +92,19 @@ def push(objects: Mapping[str, Path], remote: str) -> None:
     for md5, path in objects.items():
         if (size := path.stat().st_size) > MOST:
             raise UserError(f"an object of {size / 1e6:.0f} MB ({md5[:8]}) is over the 100 MB of a git host: {MOVE}")
-    missing = [md5 for md5 in objects if md5 not in inventory(remote)] if objects else []
+    held = inventory(remote) if objects else {}
+    missing = [md5 for md5 in objects if md5 not in held]
     for _ in range(TRIES):
         if not missing:
             return
-        with _scratch() as scratch:
-            specs = [f"{_commit(objects[md5], scratch)}:{SPACE}{md5}" for md5 in missing]
-            for at in range(0, len(specs), AT_ONCE):
+        for batch in _batches({md5: objects[md5] for md5 in missing}):
+            with _scratch() as scratch:
+                specs = [f"{_commit(objects[md5], scratch)}:{SPACE}{md5}" for md5 in batch]
                 quietly = ("--quiet", "--no-verify", "--no-follow-tags", "--recurse-submodules=no")
-                done = git("push", *quietly, "--", remote, *specs[at : at + AT_ONCE], env=scratch, check=False)
-                reason = _reason(done)
-                if done.returncode and REFUSED.search(reason):
-                    raise ReadOnlyError(f"{remote} takes no objects from here ({reason})")
+                done = git("push", *quietly, "--", remote, *specs, env=scratch, check=False)
+            reason = _reason(done)
+            if done.returncode and REFUSED.search(reason):
+                raise ReadOnlyError(f"{remote} takes no objects from here ({reason})")
         held = inventory(remote)
         missing = [md5 for md5 in missing if md5 not in held]
         time.sleep(0.2 if missing else 0)
@@ -147,12 +149,13 @@ def address(remote: str) -> str:
 
 def anonymous(remote: str) -> bool:
     """Return whether anybody may read a repository on a web host; False for one that is not on the web."""
-    match = re.match(r"(?:ssh://)?git@([^:/]+)[:/](.+)|https?://(?:[^@/]+@)?([^/]+)/(.+)", address(remote))
+    where = address(remote)
+    match = re.match(r"(?:ssh://)?git@([^:/]+)[:/](.+)|https?://(?:[^@/]+@)?([^/]+)/(.+)", where)
     if not match:
         return False
     host, path = (match[1], match[2]) if match[1] else (match[3], match[4])
     bare = {"GIT_ASKPASS": "true", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
-    scheme = "http" if address.startswith("http:") else "https"
+    scheme = "http" if where.startswith("http:") else "https"
     return not git("ls-remote", f"{scheme}://{host}/{path}", "HEAD", env=bare, token=False, check=False).returncode
 
 
@@ -168,6 +171,21 @@ def _scratch() -> Iterator[dict[str, str]]:
     own = Path(git("rev-parse", "--git-path", "objects").stdout.decode().strip()).resolve()
     with TemporaryDirectory(prefix="objects-") as folder:
         yield {"GIT_OBJECT_DIRECTORY": folder, "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(own), **NAMELESS}
+
+
+def _batches(objects: Mapping[str, Path]) -> Iterator[list[str]]:
+    """Yield the hashes in lots that one push may hold."""
+    batch: list[str] = []
+    size = 0
+    for md5, path in objects.items():
+        length = path.stat().st_size
+        if batch and (len(batch) == AT_ONCE or size + length > MOST_AT_ONCE):
+            yield batch
+            batch, size = [], 0
+        batch.append(md5)
+        size += length
+    if batch:
+        yield batch
 
 
 def _sweep(folder: Path) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -238,16 +241,39 @@ def test_what_a_killed_run_left_is_removed_once_it_is_an_hour_old(laptop: Path, 
     assert {path.name for path in folder.glob("*.tmp")} == {"young.1.tmp"}
 
 
-def test_a_file_over_the_hosts_limit_is_named_with_the_way_out(
-    laptop: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refs, "MOST", 4)
+def test_a_file_over_the_hosts_limit_is_named_with_the_way_out(laptop: Path, origin: Path) -> None:
+    large = Path("large")
+    with large.open("wb") as file:
+        file.truncate(100_000_001)
     make({"models/model.onnx": b"model"})
+    lock = Path("dvc.lock")
+    lock.write_text(lock.read_text().replace(md5(b"model"), refs.digest(large)))
+    place = objects.place(objects.CACHE, refs.digest(large))
+    place.parent.mkdir(parents=True)
+    large.rename(place)
 
-    with pytest.raises(UserError, match=r"^models/model.onnx has 0 MB, over .*: move .* S3, GCS or Azure \(docs/sto"):
+    with pytest.raises(UserError, match=r"^models/model.onnx has 100 MB, over .*: move .* S3, GCS or Azure \(docs/sto"):
         storage.push()
 
     assert stored(origin) == set()
+
+
+def test_a_push_is_parted_into_lots_that_a_host_takes(
+    laptop: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make({"data/many": {f"{at}": b"%d" % at * 100 for at in range(5)}, "models/model.onnx": b"m" * 1000})
+    monkeypatch.setattr(refs, "AT_ONCE", 2)
+    monkeypatch.setattr(refs, "MOST_AT_ONCE", 900)
+    pushed = []
+    git = refs._git
+    monkeypatch.setattr(refs, "_git", lambda *words, **more: pushed.append(words) or git(*words, **more))
+
+    assert storage.push().startswith("7 of 7 objects")
+
+    lots = [[word for word in words if refs.SPACE in word] for words in pushed if words[0] == "push"]
+    assert [len(lot) for lot in lots] == [1, 1, 2, 2, 1]
+    assert len(stored(origin)) == 7
+    assert len([words for words in pushed if words[0] == "ls-remote"]) <= 3
 
 
 def read_only(origin: Path) -> None:
@@ -404,6 +430,63 @@ def test_the_first_push_to_where_anyone_can_read_asks_once(
 
 def test_a_repository_that_is_a_folder_is_not_public(laptop: Path) -> None:
     assert refs.anonymous("origin") is False
+
+
+@pytest.fixture
+def web(origin: Path) -> Iterator[tuple[str, list[str]]]:
+    """Return the address of a host of the repository and the paths that are asked of it; /private/ wants a password."""
+    git(origin, "update-server-info")
+    asked: list[str] = []
+
+    class Host(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if self.path.startswith("/private/"):
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", "Basic")
+                self.end_headers()
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Host, directory=origin.parent))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("folder", "public"), [("", True), ("/private", False)], ids=["public", "private"])
+def test_a_repository_is_public_where_it_opens_without_a_password(
+    folder: str, public: bool, laptop: Path, web: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = web
+    monkeypatch.setenv("GITHUB_TOKEN", "secret")
+    monkeypatch.setenv("GITHUB_SERVER_URL", address)
+    git(laptop, "remote", "set-url", "origin", f"{address}{folder}/origin.git")
+
+    assert refs.anonymous("origin") is public
+
+    assert any(path.startswith(f"{folder}/origin.git/info/refs") for path in asked)
+
+
+def test_the_git_hook_stops_a_push_of_a_lock_whose_objects_nobody_pushed(laptop: Path, origin: Path) -> None:
+    hook = Path(refs.__file__).parents[2] / ".githooks/pre-push"
+    git(laptop, "config", "core.hooksPath", str(hook.parent))
+    written(laptop / ".venv/bin/ml", f'#!/bin/sh\nexec {sys.executable} -m ml.cli "$@"\n'.encode())
+    (laptop / ".venv/bin/ml").chmod(0o755)
+    git(laptop, "commit", "--quiet", "--allow-empty", "--no-verify", "-m", "later")
+
+    stopped = subprocess.run(["git", "push", "--quiet", "origin", "HEAD:main"], capture_output=True, text=True)
+
+    assert stopped.returncode != 0
+    assert "ml: dvc.lock names objects that nobody pushed: data/a.parquet" in stopped.stderr
+    assert git(origin, "rev-parse", "main") != git(laptop, "rev-parse", "HEAD")
+    storage.push()
+    git(laptop, "push", "--quiet", "origin", "HEAD:main")
+    assert git(origin, "rev-parse", "main") == git(laptop, "rev-parse", "HEAD")
 
 
 def test_a_repository_that_does_not_answer_is_one_line(laptop: Path, tmp_path: Path) -> None:
