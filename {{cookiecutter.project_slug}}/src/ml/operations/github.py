@@ -108,9 +108,12 @@ class GitHub:
 
 def _message(answer: requests.Response) -> str:
     try:
-        return " ".join(str(answer.json().get("message", "")).split())[:200] or answer.reason
-    except (json.JSONDecodeError, AttributeError):
-        return answer.reason
+        told = answer.json()
+        more = [one if isinstance(one, str) else one.get("message") for one in told.get("errors", [])]
+        said = " ".join([str(told.get("message", "")), *map(str, filter(None, more))])
+    except (json.JSONDecodeError, AttributeError, TypeError):
+        said = ""
+    return " ".join(said.split())[:200] or answer.reason
 
 
 def _token(host: str) -> str:
