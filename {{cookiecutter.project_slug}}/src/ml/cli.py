@@ -153,6 +153,14 @@ def storage(words: Words) -> None:
             print("\n".join(storage.status()))
 
 
+def github(words: Words) -> None:
+    from ml.operations import repository
+    from ml.operations.github import GitHub
+
+    for line in repository.run(GitHub.open(), dry_run=words.dry_run):
+        print(line, flush=True)
+
+
 VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "ingest": (ingest, "read, join and check one period", "ml ingest 2013-01"),
     "split": (split, "part the rows into train and holdout", "ml split"),
@@ -166,6 +174,7 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "reproduce": (reproduce, "retrain from dvc.lock elsewhere and compare the bytes", "ml reproduce --full"),
     "take": (take, "bring here what CI trained for this commit", "ml take"),
     "ci": (ci, "what only a workflow does", "ml ci plan"),
+    "github": (github, "set rules, labels and environments of the repository on GitHub", "ml github --dry-run"),
     "storage": (storage, "store the objects of dvc.lock, or bring them here", "ml storage pull models"),
     "build": (build, "make the Bento of the service and the model", "ml build"),
     "score": (score, "score the rows of files, here or at a URL", "ml score flights.parquet scores.parquet"),
@@ -224,6 +233,7 @@ def parser() -> argparse.ArgumentParser:
     words["ci"].add_argument("--run", type=int, metavar="ID", help="the run, for `comment` and `commit-lock`")
     words["ci"].add_argument("--dispatch", action="store_true", help="`commit-lock` starts the checks by hand")
     words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
+    words["github"].add_argument("--dry-run", action="store_true", help="change nothing, say what would be set")
     _storage(words["storage"])
     words["score"].add_argument("source", metavar="IN", help="a file, folder or glob; .parquet, .csv or .csv.gz")
     words["score"].add_argument("target", metavar="OUT", help="the file to write; .parquet or .csv")
