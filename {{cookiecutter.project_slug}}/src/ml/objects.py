@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from configparser import ConfigParser, Error
@@ -17,6 +18,7 @@ NAME = "refs"  # of the DVC remote in .dvc/config
 CACHE = Path(".dvc/cache/files/md5")
 FOLDER = Path(".dvc/objects/files/md5")
 DIRECTORY = ".dir"  # ends the hash of a directory
+PLUGIN = re.compile(r"dvc-\w+(?=' to be installed)")
 
 
 def in_refs() -> bool:
@@ -30,6 +32,13 @@ def in_refs() -> bool:
         if remote := parser.get("core", "remote", fallback=None):
             return remote == NAME
     return False
+
+
+def lacking_plugin(reason: str) -> str | None:
+    """Return what to do where DVC says that it lacks the package for a kind of remote; None where it says else."""
+    lacks = PLUGIN.search(reason)
+    remedy = "add it to the group pipeline in pyproject.toml, then make lock and make setup"
+    return f"the remote needs {lacks[0]}: {remedy}" if lacks else None
 
 
 def place(folder: Path, md5: str) -> Path:

@@ -512,9 +512,61 @@ def test_with_another_default_remote_dvc_does_it_all(laptop: Path, tmp_path: Pat
 
     storage.push()
     clone("other")
+    storage.pull(["models"])
+    assert Path("models/model.onnx").read_bytes() == b"model"
+    assert not Path("data").exists()
     storage.pull([])
 
-    assert Path("models/model.onnx").read_bytes() == b"model"
+    assert Path("plots/deep/two.json").read_bytes() == b"2"
     assert stored(tmp_path / "origin.git") == set()
     with pytest.raises(UserError, match="dvc gc --cloud"):
         storage.gc(dry_run=True, versions=1)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "failed to transfer 'ab' - Access Denied: An error occurred (AccessDenied) when calling PutObject",
+        "ci@late.iam.gserviceaccount.com does not have storage.objects.create access: 403",
+        "This request is not authorized to perform this operation using this permission.",
+        "unexpected error - Unable to locate credentials",
+    ],
+    ids=["S3", "GCS", "Azure", "a fork"],
+)
+def test_a_cloud_that_takes_nothing_from_here_is_no_failure_where_pushing_is_optional(
+    reason: str, laptop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*words: str) -> str:
+        raise UserError(f"dvc {words[0]}: {reason}")
+
+    monkeypatch.setattr(storage, "in_refs", lambda: False)
+    monkeypatch.setattr(storage, "_dvc", refused)
+
+    assert storage.push(optional=True) == f"nothing pushed: dvc push: {reason}"
+    with pytest.raises(ReadOnlyError):
+        storage.push()
+
+
+def test_a_cloud_that_does_not_answer_is_a_failure_also_where_pushing_is_optional(
+    laptop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: str) -> str:
+        raise UserError("dvc push: could not connect to the endpoint")
+
+    monkeypatch.setattr(storage, "in_refs", lambda: False)
+    monkeypatch.setattr(storage, "_dvc", lost)
+
+    with pytest.raises(UserError, match="could not connect"):
+        storage.push(optional=True)
+
+
+def test_the_package_that_a_kind_of_remote_needs_is_named(
+    laptop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = "ERROR: unexpected error - s3 is supported, but requires 'dvc-s3' to be installed: No module named 'dvc_s3'"
+    (tmp_path / "dvc.py").write_text(f"raise SystemExit({said!r})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(storage, "in_refs", lambda: False)
+
+    with pytest.raises(UserError, match=r"^the remote needs dvc-s3: add it to the group pipeline in pyproject\.toml"):
+        storage.pull([])

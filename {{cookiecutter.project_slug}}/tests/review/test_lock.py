@@ -279,6 +279,18 @@ def test_a_remote_that_cannot_be_reached_is_one_line(
         lock.problems(project)
 
 
+def test_a_remote_whose_package_is_not_installed_is_one_line(
+    project: Path, remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(_: object) -> None:
+        raise ImportError("s3 is supported, but requires 'dvc-s3' to be installed")
+
+    monkeypatch.setattr(lock, "_holder", absent)
+
+    with pytest.raises(UserError, match=r"^the remote needs dvc-s3: add it to the group pipeline"):
+        lock.problems(project)
+
+
 def test_it_is_quick_with_nothing_imported(project: Path) -> None:
     begun = time.monotonic()
     source = str(Path(lock.__file__).parents[2])

@@ -7,15 +7,18 @@ With any other default remote, DVC does all of it.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from ml import refs
 from ml.errors import ReadOnlyError, SourceError, UserError
-from ml.objects import CACHE, DIRECTORY, FOLDER, Storage, here, in_refs, keep, place
+from ml.objects import CACHE, DIRECTORY, FOLDER, Storage, here, in_refs, keep, lacking_plugin, place
 from ml.review import sides
 
+# How clouds say that one may not write, or is not known.
+REFUSED = re.compile(rf"{refs.REFUSED.pattern}|not authori[sz]ed|credential", re.IGNORECASE)
 PUBLIC = "anyone can read {}: with the first push the data becomes public, and deleting does not take it back"
 
 
@@ -55,8 +58,7 @@ def push(*, agreed: bool = False, again: bool = False, optional: bool = False) -
     here nor there, and ReadOnlyError where the storage takes nothing from this machine (with `optional`, that is said).
     """
     if not in_refs():
-        dvc("push")
-        return "pushed to DVC's default remote"
+        return _push(optional)
     storage = Storage.open()
     home = storage.remotes[0]
     names = whole(storage, locked())
@@ -92,12 +94,12 @@ def pull(paths: list[str], *, partial: bool = False) -> str:
 
     With `partial`, what is nowhere is left for the pipeline to make; else it raises SourceError.
     """
-    if not in_refs():
-        dvc("pull", *(["--allow-missing"] if partial else []), *paths)
-        return "pulled from DVC's default remote"
     if partial and not locked():
         return "there is no dvc.lock yet: nothing to pull"
     outputs = chosen(locked(), paths)
+    if not in_refs():
+        dvc("pull", *(["--allow-missing"] if partial else []), *(outputs if paths else ()))
+        return "pulled from DVC's default remote"
     storage = Storage.open()
     absent = {md5 for md5 in outputs.values() if here(md5) is None}
     names = whole(storage, outputs)
@@ -153,6 +155,7 @@ def check(commits: list[str]) -> None:
         from ml.review import lock
 
         lacking = [problem.what for problem in lock.problems(Path.cwd()) if problem.kind == "unpushed"]
+        what = "dvc.lock names what nobody pushed"
     else:
         storage = Storage.open()
         lacking = []
@@ -160,8 +163,9 @@ def check(commits: list[str]) -> None:
             names = whole(storage, locked(commit))
             stored = storage.holds(names)
             lacking += [name for md5, name in names.items() if md5 not in stored]
+        what = "dvc.lock names objects that nobody pushed"
     if lacking:
-        raise UserError(f"dvc.lock names objects that nobody pushed: {_some(lacking)}; make push, then git push again")
+        raise UserError(f"{what}: {_some(lacking)}; make push, then git push again")
 
 
 def gc(*, dry_run: bool, versions: int) -> str:
@@ -183,6 +187,18 @@ def gc(*, dry_run: bool, versions: int) -> str:
     return f"{len(gone)} of {len(held)} objects at {home} {verb}; {len(keep)} are in use"
 
 
+def _push(optional: bool) -> str:
+    try:
+        dvc("push")
+    except UserError as error:
+        if not REFUSED.search(str(error)):
+            raise
+        if not optional:
+            raise ReadOnlyError(str(error)) from None
+        return f"nothing pushed: {error}"
+    return "pushed to DVC's default remote"
+
+
 def dvc(*words: str) -> str:
     """Return what DVC prints; raise UserError with its reason where it fails."""
     done = subprocess.run(
@@ -191,7 +207,7 @@ def dvc(*words: str) -> str:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = next((line for line in lines if line.startswith("ERROR:")), (lines or ["no reason given"])[-1])
-        raise UserError(f"dvc {words[0]}: {reason.removeprefix('ERROR:').strip()}")
+        raise UserError(lacking_plugin(reason) or f"dvc {words[0]}: {reason.removeprefix('ERROR:').strip()}")
     return done.stdout
 
 

@@ -89,6 +89,10 @@ def opened(root: Path) -> Iterator[Repo]:
             yield repo
     except DvcException as error:
         raise UserError(f"DVC cannot read this project: {' '.join(str(error).split())[:300]}") from None
+    except ImportError as error:
+        if (remedy := objects.lacking_plugin(str(error))) is None:
+            raise
+        raise UserError(remedy) from None
 
 
 def digest(path: Path, ignored: Callable[[str], bool] = lambda _: False) -> str | None:
