@@ -88,6 +88,8 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(refusal, old: str, n
         pytest.param("floor: 0.12", "floor: '0.12'", ["objective.floor", "'0.12'", "number"], id="quoted number"),
         pytest.param("task: binary", "task: binry", ["task", "'binry'", "'binary', 'multiclass'"], id="choice"),
         pytest.param("by: time", "by: year", ["split.by", "'year'", "'time', 'group' or 'random'"], id="nested choice"),
+        pytest.param("floor: 0.12", "floor: .nan", ["objective.floor", "finite"], id="no number"),
+        pytest.param("    floor: 0.0", "    floor: -.inf", ["gates.slices.floor", "finite"], id="a limit that is none"),
         pytest.param("false_alarm: 1", "false_alarm: 0", ["costs.false_alarm", "greater than 0"], id="free"),
         pytest.param(
             "- 2013-02", "- 2013-13", ["data.periods.1", "'2013-13'", "a year, month or day"], id="month thirteen"

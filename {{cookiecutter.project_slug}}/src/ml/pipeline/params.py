@@ -77,7 +77,7 @@ OFF = BeforeValidator(_off)  # settings, or false
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Costs(Section):
