@@ -167,9 +167,12 @@ def test_the_verdict_comes_before_any_table_and_in_at_most_three_lines() -> None
     text = report.markdown(verdicts.full())
 
     above = text.split("\n|")[0].split("\n\n")
-    assert above[0] == "## ✅ safe to merge: 12 gates passed, 2 skipped"
+    assert above[0] == "## ✅ Safe to merge: 12 gates passed, 2 skipped"
+    assert above[1] == "**Why:** no gate failed; skipped: service, image."
     assert [line.split(":**")[0] for line in above[1:]] == ["**Why", "**Against production", "**How sure"]
     assert "`average_precision_skill` 0.2813, was 0.2751: +0.0062 (−0.0004 to +0.0127)" in above[2]
+    assert "on 28,618 rows; they show a difference of 0.0094 four times in five" in above[3]
+    assert "; a retrain alone moves it by 0.0021." in above[3]
 
 
 def test_every_gate_is_told_with_those_that_block_first_and_their_remedies() -> None:

