@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import example
+import onnx
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
@@ -22,7 +23,7 @@ from ml.errors import SourceError, UserError
 from ml.pipeline import evaluate, params, repeat, split, tracking, train
 from ml.pipeline.params import Params
 from ml.pipeline.tables import write_parquet
-from ml.review import aside, lock, plots, review, sides
+from ml.review import aside, lock, plots, reproduce, review, sides
 from ml.review.aside import Aside
 from ml.review.verdict import GATES, Metric, Result, Verdict
 
@@ -463,6 +464,148 @@ def test_without_a_holdout_here_nothing_is_judged_either(workshop: Path) -> None
     assert blocked(reviewed()) == list(review.OF_MODEL)
 
 
+def altered(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[], None]:
+    return lambda: write_parquet(change(pd.read_parquet(path)), path)
+
+
+def described(entries: dict[str, str]) -> Callable[[], None]:
+    """Return what gives the model other words about itself."""
+
+    def act() -> None:
+        model = onnx.load_from_string(train.MODEL.read_bytes())
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, entries)
+        train.MODEL.write_bytes(model.SerializeToString())
+
+    return act
+
+
+def written(path: Path, content: str) -> Callable[[], None]:
+    def act() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "gate", "said"),
+    [
+        pytest.param(described({}), "floor", "models/model.onnx carries no contract", id="model without a word"),
+        pytest.param(described({"contract": "{"}), "floor", "carries no contract", id="model with half a word"),
+        pytest.param(
+            altered(split.HOLDOUT, lambda rows: rows.drop(columns=["load", "period"])),
+            "harm",
+            "data/split/holdout.parquet lacks load, period: run make pipeline",
+            id="columns gone",
+        ),
+        pytest.param(
+            altered(split.TRAIN, lambda rows: rows.iloc[:0]),
+            "data",
+            "data/split/train.parquet has no rows: run make pipeline",
+            id="no rows",
+        ),
+        pytest.param(
+            altered(split.HOLDOUT, lambda rows: rows.assign(load="much")),
+            "floor",
+            "what is to be measured is not as the pipeline writes it (ValueError: could not convert",
+            id="text for a number",
+        ),
+        pytest.param(
+            altered(train.EXPECTED, lambda rows: rows.astype(str) + "x"),
+            "parity",
+            "(ValueError: ",
+            id="text for scores",
+        ),
+        pytest.param(written(evaluate.METRICS, "[]"), "parity", "metrics.json is missing or not readable", id="a list"),
+        pytest.param(
+            written(evaluate.METRICS, '{"roc_auc": "good"}'), "parity", "not readable", id="text for a metric"
+        ),
+        pytest.param(
+            written(reproduce.RESULT, "[]"),
+            "determinism",
+            "result.json is not readable: run make reproduce",
+            id="retrain",
+        ),
+    ],
+)
+def test_what_no_stage_wrote_leaves_its_gates_unjudged_with_the_reason(
+    workshop: Path, act: Callable[[], None], gate: str, said: str
+) -> None:
+    act()
+
+    found = result(reviewed(), gate)
+
+    assert found.status == "not judged"
+    assert said in found.sentence
+    assert (review.FOLDER / "report.md").exists()
+
+
+def test_a_production_that_another_tool_made_fails_or_is_not_judged_and_never_passes(workshop: Path) -> None:
+    described({"contract": '{"task": "binary", "fields": [{"name": "load"}]}', "importance": "{}"})()
+    write_lock()
+    save("another tool's model")
+    make()
+
+    found = reviewed()
+
+    assert {result(found, gate).status for gate in review.OF_PRODUCTION} == {"failed"}
+    assert "production cannot be read: what is to be measured is not as" in result(found, "harm").sentence
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"metrics": {"roc_auc": {}}}', '{"metrics": {"roc_auc": {"standard_deviation": "much"}}}']
+)
+def test_a_noise_that_cannot_be_read_is_said_to_be_unknown(workshop: Path, content: str) -> None:
+    repeat.METRICS.write_text(content)
+
+    found = reviewed()
+
+    assert blocked(found) == []
+    assert (
+        "The noise of retraining is not known: reports/repeat/metrics.json is missing or not readable." in found.notes
+    )
+
+
+@pytest.mark.parametrize("content", ["[project", "[tool.x]", '[project]\nname = "x"\nauthors = ["Ada"]'])
+def test_a_project_without_a_name_or_an_owner_s_is_one_line(workshop: Path, content: str) -> None:
+    Path("pyproject.toml").write_text(content)
+
+    with pytest.raises(
+        UserError, match=r"^pyproject.toml needs a section project with a name, and authors with theirs"
+    ):
+        reviewed()
+
+
+def test_a_license_may_be_a_table_as_older_projects_have_it(workshop: Path) -> None:
+    Path("pyproject.toml").write_text(PROJECT.replace('"MIT"', '{ text = "MIT" }'))
+
+    reviewed()
+
+    assert "license: mit\n" in review.CARD.read_text()
+
+
+def test_a_change_of_the_review_itself_is_told(workshop: Path) -> None:
+    for name in ("gates", "lock", "measure"):
+        written(Path(f"src/ml/review/{name}.py"), "pass\n")()
+
+    assert reviewed().notes[0] == (
+        "The change edits the review itself, and is judged by it as edited: "
+        "src/ml/review/gates.py, src/ml/review/lock.py and 1 more."
+    )
+
+
+def test_the_commands_name_commits_since_branches_move_on(workshop: Path) -> None:
+    main = git(workshop, "rev-parse", "main").strip()
+    Path("pyproject.toml").write_text(f"{PROJECT}\n")
+
+    found = reviewed()
+
+    assert found.commands[0] == f"git checkout {main}"
+    assert found.commands[-1] == f'make review AGAINST={main[:12]} ARGS="--base {main[:12]}"'
+    assert "The work tree had changes that no commit holds" in (review.FOLDER / "report.md").read_text()
+
+
 def parted(rows: pd.DataFrame, *periods: str) -> None:
     held = rows["period"].isin(periods)
     write_parquet(rows[~held], split.TRAIN)
@@ -739,6 +882,14 @@ def test_ml_diff_tells_settings_and_metrics_that_differ(workshop: Path, capsys: 
             "main has no reports/evaluate/metrics.json",
             id="there",
         ),
+        pytest.param(lambda: evaluate.METRICS.write_text("{}"), "metrics.json holds no values to compare", id="empty"),
+        pytest.param(lambda: evaluate.METRICS.write_text("{"), "metrics.json holds no values to compare", id="half"),
+        pytest.param(
+            lambda: (evaluate.METRICS.write_text("[]"), save("odd"), evaluate.METRICS.write_text("[]")),
+            "reports/evaluate/metrics.json of main holds no values to compare",
+            id="empty there",
+        ),
+        pytest.param(lambda: Path("params.yaml").unlink(), "params.yaml is missing here", id="settings"),
     ],
 )
 def test_ml_diff_with_a_side_that_lacks_metrics_is_an_error(

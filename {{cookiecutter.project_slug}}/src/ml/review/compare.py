@@ -57,7 +57,8 @@ def interval(value: float, draws: np.ndarray, confidence: float) -> Interval:
 def detectable(draws: np.ndarray, confidence: float) -> float:
     """Return the smallest true difference that so many rows show with a probability of 0.8 (Cohen, 1988)."""
     deviations = stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(POWER)
-    return float(deviations * np.nanstd(draws))
+    drawn = draws[np.isfinite(draws)]
+    return float(deviations * np.std(drawn)) if len(drawn) else np.nan
 
 
 def at_once(measure: Measure, rows: int) -> dict[str, float]:

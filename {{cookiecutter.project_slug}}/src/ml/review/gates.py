@@ -201,7 +201,8 @@ def harm(metric: Metric) -> tuple[str, str]:
     if low > 0:
         return "passed", f"better by {gain:.4f} ({low:.4f} to {high:.4f}) {rows}"
     if high < 0:
-        return "passed", f"worse by {-gain:.4f} ({-high:.4f} to {-low:.4f}) {rows}, within what is allowed"
+        ending = ", within what is allowed" if metric.margin is not None else "; no margin is set for it"
+        return "passed", f"worse by {-gain:.4f} ({-high:.4f} to {-low:.4f}) {rows}{ending}"
     return "passed", f"no evidence of harm {rows}; a loss of up to {-low:.4f} cannot be excluded"
 
 
@@ -304,7 +305,7 @@ def _determinism(facts: Facts, params: Params) -> Result:
     if found is None:
         sentence = "no retrain of this lock was made here; make reproduce makes one"
         return Result(gate="determinism", status="skipped", sentence=sentence)
-    if found["same"]:
+    if found["same"] is True:
         return Result(gate="determinism", status="passed", sentence="a retrain gave the committed bytes")
     sentence = f"a retrain gave other bytes of {', '.join(found['differ'])}"
     if found["largest_difference"] is not None:

@@ -53,14 +53,31 @@ class Production:
 
 
 def candidate(params: Params) -> Candidate:
-    """Return the work tree's side; raise UserError where an output is missing."""
+    """Return the work tree's side; raise UserError where an output, a column or every row of it is missing."""
     if not train.MODEL.exists():
         raise UserError(f"{train.MODEL} is missing: run make pipeline, or pull it")
     model, learned, holdout = train.MODEL.read_bytes(), read_output(split.TRAIN), read_output(split.HOLDOUT)
     runtime = export.session(model)
-    kept = export.metadata(runtime)
+    kept = described(runtime, str(train.MODEL))
+    fields = [field["name"] for field in kept["contract"]["fields"]]
+    needed = dict.fromkeys([*rules.keys(schema.Row), *fields, params.data.target, "period"])
+    for path, side in ((split.TRAIN, learned), (split.HOLDOUT, holdout)):
+        if absent := [name for name in needed if name not in side]:
+            raise UserError(f"{path} lacks {', '.join(absent)}: run make pipeline")
+        if side.empty:
+            raise UserError(f"{path} has no rows: run make pipeline")
     truth, scores = train.target(holdout, params), export.scores(runtime, inputs(holdout))
     return Candidate(model, kept["contract"], kept["importance"], runtime, learned, holdout, truth, scores)
+
+
+def described(runtime: Any, what: str) -> dict[str, Any]:
+    """Return what a model says of itself; raise UserError where it says nothing, since another tool made it."""
+    try:
+        kept = export.metadata(runtime)
+        _ = kept["contract"]["fields"], kept["contract"]["task"], kept["importance"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{what} carries no contract: it was not made by this pipeline") from None
+    return kept
 
 
 def production(commit: sides.Commit, ours: Candidate, own_lock: dict[str, str]) -> Production:
@@ -69,9 +86,7 @@ def production(commit: sides.Commit, ours: Candidate, own_lock: dict[str, str]) 
     Raises SourceError where it cannot be read, UserError where it cannot be compared.
     """
     runtime = export.session(commit.read(str(train.MODEL)))
-    kept = export.metadata(runtime)
-    if "contract" not in kept:
-        raise UserError(f"the model of {commit.ref} carries no contract: it was not made by this pipeline")
+    kept = described(runtime, f"the model of {commit.ref}")
     if (task := kept["contract"]["task"]) != ours.contract["task"]:
         raise UserError(f"the model of {commit.ref} answers a {task} task: the two cannot be compared")
     keys, mask = rules.keys(schema.Row), np.ones(len(ours.holdout), dtype=bool)
@@ -280,7 +295,7 @@ def schema_changes(ours: Candidate, base: sides.Commit | None) -> list[SchemaCha
     """Return what callers of the base's model would notice; none where it has no model."""
     if base is None or str(train.MODEL) not in base.outputs():
         return []
-    kept = export.metadata(export.session(base.read(str(train.MODEL))))
+    kept = described(export.session(base.read(str(train.MODEL))), f"the model of {base.ref}")
     return data.schema_changes(kept["contract"], ours.contract)
 
 
@@ -296,25 +311,25 @@ def parity(ours: Candidate) -> tuple[int, float]:
 def misreported(whole: dict[str, float]) -> list[str]:
     """Return the metrics that the committed report gives otherwise than the model does."""
     try:
-        written = json.loads(evaluate.METRICS.read_text())
-    except (OSError, ValueError):
+        read = json.loads(evaluate.METRICS.read_text())
+        written = {name: np.nan if value is None else float(value) for name, value in read.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         raise UserError(f"{evaluate.METRICS} is missing or not readable: run make pipeline") from None
     return [
         name
         for name, value in whole.items()
-        if not np.isclose(np.nan if written.get(name) is None else written[name], value, atol=2e-6, equal_nan=True)
+        if not np.isclose(written.get(name, np.nan), value, atol=2e-6, equal_nan=True)
     ]
 
 
 def noise() -> dict[str, float]:
-    """Return the standard deviation of each metric between retrains; empty where the stage has not run."""
+    """Return the standard deviation of each metric between retrains; empty where the stage wrote none."""
     try:
         found = json.loads(repeat.METRICS.read_text())["metrics"]
-    except (OSError, ValueError, KeyError):
+        spread = {name: entry["standard_deviation"] for name, entry in found.items()}
+        return {name: float(value) for name, value in spread.items() if value is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return {
-        name: entry["standard_deviation"] for name, entry in found.items() if entry["standard_deviation"] is not None
-    }
 
 
 def results(model: str) -> dict[str, dict[str, Any]]:
@@ -338,12 +353,15 @@ def results(model: str) -> dict[str, dict[str, Any]]:
 
 
 def reproduced(own_lock: Path = Path("dvc.lock")) -> dict[str, Any] | None:
-    """Return what `ml reproduce` found for this very lock; None where it was not run."""
+    """Return what `ml reproduce` found for this very lock, None where it was not run; raise UserError for else."""
+    if not (reproduce.RESULT.exists() and own_lock.exists()):
+        return None
     try:
         found = json.loads(reproduce.RESULT.read_text())
-        return found if found["lock_sha256"] == hashlib.sha256(own_lock.read_bytes()).hexdigest() else None
-    except (OSError, ValueError, KeyError):
-        return None
+        of, _ = found["lock_sha256"], [found[key] for key in ("same", "differ", "largest_difference", "flips")]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{reproduce.RESULT} is not readable: run make reproduce again") from None
+    return found if of == hashlib.sha256(own_lock.read_bytes()).hexdigest() else None
 
 
 def shown(row: pd.Series, names: list[str], mode: str) -> dict[str, str]:

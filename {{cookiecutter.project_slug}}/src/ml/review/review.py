@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from ml.errors import SourceError, UserError
 from ml.pipeline import evaluate, split, tracking, train
@@ -20,19 +22,30 @@ from ml.pipeline.tables import write_bytes, write_json
 from ml.review import behaviour, card, gates, lock, measure, report, sides
 from ml.review.aside import Aside
 from ml.review.gates import Facts
-from ml.review.verdict import Change, Importance, Result, Side, Verdict
+from ml.review.verdict import Change, Code, Importance, Result, Side, Verdict
 
 FOLDER = Path("reports/review")
 CARD = Path("reports/card.md")
 DRAWINGS = "drawings.json"
 METRICS = str(evaluate.METRICS)
+JUDGE = "src/ml/review/"
 LEAST = 30  # rows; fewer cannot be compared at all
 OF_MODEL = ("data", "floor", "harm", "calibration", "slices", "fairness", "behaviour", "predictions", "parity")
 OF_PRODUCTION = ("harm", "calibration", "predictions")
 
 
+def reason(error: Exception) -> str:
+    """Return why something cannot be measured."""
+    if isinstance(error, UserError):
+        return str(error)
+    said = " ".join(str(error).split())[:200]
+    return (
+        f"what is to be measured is not as the pipeline writes it ({type(error).__name__}: {said}): run make pipeline"
+    )
+
+
 class Collector:
-    """Gathers facts; what raises UserError makes its gates unjudged, with the reason."""
+    """Gathers facts; what cannot be measured leaves its gates unjudged, with the reason."""
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
@@ -42,8 +55,8 @@ class Collector:
     def take(self, found: Callable[[], dict[str, Any]], *of: str) -> None:
         try:
             self.facts.update(found())
-        except UserError as error:
-            self.unjudged.update(dict.fromkeys(of, str(error)))
+        except Exception as error:  # an output that no stage wrote may fail in any way
+            self.unjudged.update(dict.fromkeys(of, reason(error)))
 
 
 def judging(own: Params, base: sides.Commit | None) -> tuple[Params, Params | None, str]:
@@ -56,7 +69,7 @@ def judging(own: Params, base: sides.Commit | None) -> tuple[Params, Params | No
     content = base.file("params.yaml")
     if str(train.MODEL) not in base.outputs():
         return own, None, f"{base.ref} has no model yet, so it asks for nothing: the gates are the change's own."
-    if content is None or b"\ngates:" not in content:
+    if content is None or not re.search(rb"(?m)^gates:", content):
         return own, None, f"{base.ref} has no gates yet: they are the change's own."
     theirs = settings.parse(content.decode(errors="replace"), f"params.yaml of {base.ref}")
     if theirs.task != own.task:
@@ -114,11 +127,11 @@ def collect(
     def problems() -> dict[str, Any]:
         return {"lock": lock.of_commit(other.problems(), base) if committed else other.problems()}
 
-    found.facts["reproduced"] = measure.reproduced()
+    found.take(lambda: {"reproduced": measure.reproduced()}, "determinism")
     try:
         ours = measure.candidate(params)
-    except UserError as error:
-        found.unjudged.update(dict.fromkeys(OF_MODEL, str(error)))
+    except Exception as error:  # as in Collector
+        found.unjudged.update(dict.fromkeys(OF_MODEL, reason(error)))
         found.take(problems, "lock")
         return Facts(first=against is None, **found.facts, unjudged=found.unjudged), shown
     theirs = None
@@ -128,11 +141,12 @@ def collect(
             if theirs.mask.sum() < LEAST:
                 rows = f"{theirs.mask.sum()} of {len(theirs.mask)} holdout rows"
                 raise UserError(f"production's model learned from all but {rows}: too few to compare on")
-        except SourceError as error:
-            found.broken.update(dict.fromkeys(OF_PRODUCTION, f"production cannot be read: {error}"))
-            theirs = None
-        except UserError as error:
-            found.unjudged.update(dict.fromkeys(OF_PRODUCTION, str(error)))
+        except Exception as error:  # as in Collector
+            unfit = isinstance(error, UserError) and not isinstance(error, SourceError)
+            if unfit:
+                found.unjudged.update(dict.fromkeys(OF_PRODUCTION, str(error)))
+            else:
+                found.broken.update(dict.fromkeys(OF_PRODUCTION, f"production cannot be read: {reason(error)}"))
             theirs = None
     found.facts["whole"] = measure.whole(params, ours)
     found.take(lambda: {"metrics": measure.compared(params, ours, theirs, measure.noise())}, "harm", "calibration")
@@ -182,8 +196,17 @@ def notes(facts: Facts, params: Params) -> list[str]:
                 "expect false alarms, or raise it."
             )
     if facts.metrics and not any(metric.noise is not None for metric in facts.metrics):
-        found.append("The noise of retraining is not known: reports/repeat/metrics.json is missing.")
+        found.append("The noise of retraining is not known: reports/repeat/metrics.json is missing or not readable.")
     return found
+
+
+def edited(code: list[Code]) -> list[str]:
+    """Return a note where the change edits what judges it."""
+    files = [part.path for part in code if part.path.startswith(JUDGE)]
+    if not files:
+        return []
+    rest = f" and {len(files) - 2} more" if len(files) > 2 else ""
+    return [f"The change edits the review itself, and is judged by it as edited: {', '.join(files[:2])}{rest}."]
 
 
 def run(
@@ -228,7 +251,7 @@ def run(
         base_results, own_results = results, gates.judge(own_facts, params, approved)
         if approved:
             facts, shown, results = own_facts, own_shown, own_results
-    seen_sides = shown.pop("sides", None)
+    seen_sides, code = shown.pop("sides", None), sides.changed(at_base.sha) if at_base else []
     verdict = Verdict(
         project=project()["name"],
         task=params.task,
@@ -248,7 +271,7 @@ def run(
         base_results=base_results,
         own_results=own_results,
         loosened=loosened,
-        notes=[*([note] if note else []), *notes(facts, judged_by)],
+        notes=[*([note] if note else []), *edited(code), *notes(facts, judged_by)],
         metrics=facts.metrics,
         slices=facts.slices,
         groups=facts.groups,
@@ -256,10 +279,10 @@ def run(
         schema_changes=facts.schema_changes,
         rows=facts.rows,
         params=differences(theirs.model_dump(mode="json"), params.model_dump(mode="json")) if theirs else [],
-        code=sides.changed(at_base.sha) if at_base else [],
+        code=code,
         service=facts.measured.get("service", {}),
         environment=tracking.environment(),
-        commands=commands(commit.get("git.commit", ""), other_ref if at_other else None),
+        commands=commands(commit.get("git.commit", ""), at_other, at_base),
         **shown,
     )
     write(verdict, seen_sides, params, other)
@@ -331,31 +354,37 @@ def diff(ref: str) -> str:
 
     Raises UserError where a side has no metrics, since an empty table would say that nothing changed.
     """
-    commit = sides.Commit.at(ref)
-    content = {"params.yaml": commit.file("params.yaml"), METRICS: commit.file(METRICS)}
-    if absent := next((name for name, found in content.items() if found is None), None):
-        raise UserError(f"{ref} has no {absent}: choose a commit after its make pipeline, with --against")
-    if not Path(METRICS).exists():
-        raise UserError(f"{METRICS} is missing here: run make pipeline")
-    then, now = (json.loads(text) for text in (content[METRICS], Path(METRICS).read_text()))
-    yaml = YAML(typ="safe")
-    settings_then = yaml.load(content["params.yaml"].decode(errors="replace"))
-    settings_now = yaml.load(settings.PATH.read_text(encoding="utf-8"))
-    found = [*differences(settings_then, settings_now), *differences(then, now)]
+    commit, found = sides.Commit.at(ref), []
+    for name, load in (("params.yaml", YAML(typ="safe").load), (METRICS, json.loads)):
+        if (then := commit.file(name)) is None:
+            raise UserError(f"{ref} has no {name}: choose a commit after its make pipeline, with --against")
+        if not Path(name).exists():
+            raise UserError(f"{name} is missing here: run make pipeline")
+        found += differences(_values(then, load, f"{name} of {ref}"), _values(Path(name).read_bytes(), load, name))
     rows = [f"| {change.name} | {change.before} | {change.after} |" for change in found]
     return "\n".join([f"| | {ref} | work tree |", "| --- | --- | --- |", *rows] if rows else [f"the same as on {ref}"])
+
+
+def _values(content: bytes, load: Callable[[str], Any], where: str) -> dict[str, Any]:
+    try:
+        found = load(content.decode())
+    except (YAMLError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{where} holds no values to compare: run make pipeline, or name a commit that has them")
+    return found
 
 
 def card_facts(verdict: Verdict, params: Params, ours: measure.Candidate) -> dict[str, Any]:
     """Return what the card says beside the verdict."""
     about = project()
     periods = {side: sorted(getattr(ours, side)["period"].unique()) for side in ("train", "holdout")}
-    before = verdict.production
+    before, license = verdict.production, about.get("license", "")
     return {
         "name": about["name"],
         "description": about.get("description", ""),
-        "owner": (about.get("authors") or [{}])[0].get("name", ""),
-        "license": about.get("license", ""),
+        "owner": next((author["name"] for author in about.get("authors", [])), ""),
+        "license": license if isinstance(license, str) else license.get("text", ""),
         "decision": params.objective.decision,
         "intended_use": params.card.intended_use,
         "out_of_scope": params.card.out_of_scope,
@@ -379,11 +408,19 @@ def card_facts(verdict: Verdict, params: Params, ours: measure.Candidate) -> dic
 
 
 def project() -> dict[str, Any]:
-    """Return the section `project` of pyproject.toml."""
-    return tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    """Return the section `project` of pyproject.toml; raise UserError where it has none with a name."""
+    try:
+        found = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+        _ = found["name"], [author["name"] for author in found.get("authors", [])]
+    except (ValueError, KeyError, TypeError):
+        said = "pyproject.toml needs a section project with a name, and authors with theirs"
+        raise UserError(f"{said}: restore it with git") from None
+    return found
 
 
-def commands(commit: str, against: str | None) -> list[str]:
-    """Return what makes this report again."""
+def commands(commit: str, against: sides.Commit | None, base: sides.Commit | None) -> list[str]:
+    """Return what makes this report again, though branches move on."""
     fetch = [f"git checkout {commit}"] if commit else []
-    return [*fetch, "make setup", "make pipeline", f"make review AGAINST={against}" if against else "make review"]
+    named = [f"AGAINST={against.sha[:12]}"] if against else []
+    named += [f'ARGS="--base {base.sha[:12]}"'] if base else []
+    return [*fetch, "make setup", "make pipeline", " ".join(["make review", *named])]
