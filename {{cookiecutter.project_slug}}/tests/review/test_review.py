@@ -606,6 +606,49 @@ def test_the_commands_name_commits_since_branches_move_on(workshop: Path) -> Non
     assert "The work tree had changes that no commit holds" in (review.FOLDER / "report.md").read_text()
 
 
+def say(gate: str, **changes: str) -> None:
+    """Write a result of a gate that another tool measures."""
+    model = hashlib.sha256(train.MODEL.read_bytes()).hexdigest()
+    found = {"model": model, "status": "passed", "sentence": "as quick as production"} | changes
+    written(Path(f"reports/{gate}/result.json"), json.dumps(found))()
+
+
+@pytest.mark.parametrize("gate", ["service", "image"])
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        pytest.param({}, "passed", "as quick as production", id="passed"),
+        pytest.param({"status": "failed"}, "failed", "as quick as production", id="failed"),
+        pytest.param({"model": "0" * 64}, "not judged", "is of another model: measure again", id="another model"),
+        pytest.param({"status": "good"}, "not judged", "is not readable: measure again", id="no status"),
+    ],
+)
+def test_what_other_tools_measured_is_told_where_it_is_of_this_model(
+    workshop: Path, gate: str, changes: dict[str, str], status: str, said: str
+) -> None:
+    say(gate, **changes)
+
+    found = result(reviewed(), gate)
+
+    assert found.status == status
+    assert said in found.sentence
+
+
+def test_a_result_in_git_is_a_claim_and_is_not_believed(workshop: Path) -> None:
+    say("service")
+    lock_now = hashlib.sha256(Path("dvc.lock").read_bytes()).hexdigest()
+    retrain = {"lock_sha256": lock_now, "same": True, "differ": [], "largest_difference": 0.0, "flips": 0.0}
+    written(reproduce.RESULT, json.dumps(retrain))()
+    assert blocked(reviewed()) == []
+    assert result(reviewed(), "determinism").status == "passed"
+    git(workshop, "add", "--force", "reports/service", "reports/reproduce")
+
+    found = reviewed()
+
+    assert {part.gate: part.status for part in found.blocked} == dict.fromkeys(["determinism", "service"], "not judged")
+    assert "is in git, where anyone may write it" in result(found, "determinism").sentence
+
+
 def parted(rows: pd.DataFrame, *periods: str) -> None:
     held = rows["period"].isin(periods)
     write_parquet(rows[~held], split.TRAIN)
@@ -742,6 +785,21 @@ def test_production_is_the_newest_assignment_and_not_the_base(workshop: Path) ->
     assert found.base.ref == "main"
     assert found.candidate.model != found.production.model
     assert reviewed(against="model#production#1").flips == 0
+
+
+def test_a_production_without_a_model_is_not_taken_for_a_first_one(workshop: Path) -> None:
+    main = sides.Commit.at("main").sha
+    git(workshop, "rm", "--quiet", "--cached", "dvc.lock")
+    bare = save_only("no lock")
+    git(workshop, "reset", "--quiet", "--hard", main)
+    tag(workshop, "model#production#1", "2024-01-01T00:00:00Z", bare)
+
+    found = reviewed()
+
+    assert {result(found, gate).status for gate in review.OF_PRODUCTION} == {"failed"}
+    assert "models/model.onnx is not in dvc.lock of model#production#1" in result(found, "harm").sentence
+    with pytest.raises(UserError, match=r"has no models/model\.onnx in its dvc\.lock: name a commit that has one"):
+        reviewed(against=bare)
 
 
 @pytest.mark.parametrize(
@@ -903,5 +961,6 @@ def test_ml_diff_with_a_side_that_lacks_metrics_is_an_error(
     assert shown.out == ""
 
 
-def save_only(message: str) -> None:
+def save_only(message: str) -> str:
     git(Path.cwd(), "commit", "--quiet", "--message", message)
+    return git(Path.cwd(), "rev-parse", "HEAD").strip()

@@ -332,6 +332,12 @@ def noise() -> dict[str, float]:
         return {}
 
 
+def claim(path: Path) -> str:
+    """Return why a result that git tracks counts for nothing; empty for one that was made here."""
+    tracked = sides.git("ls-files", "--", str(path))
+    return f"{path} is in git, where anyone may write it: take it out, and measure again" if tracked else ""
+
+
 def results(model: str) -> dict[str, dict[str, Any]]:
     """Return the results that the load test and the image's checks left in `reports/`, where they are of the model
     with this SHA-256."""
@@ -348,6 +354,8 @@ def results(model: str) -> dict[str, dict[str, Any]]:
             content, of = {"status": "not judged", "sentence": f"{path} is not readable: measure again"}, None
         if of is not None and of != model:
             content = {"status": "not judged", "sentence": f"{path} is of another model: measure again"}
+        if said := claim(path):
+            content = {"status": "not judged", "sentence": said}
         found[gate] = content
     return found
 
@@ -356,6 +364,8 @@ def reproduced(own_lock: Path = Path("dvc.lock")) -> dict[str, Any] | None:
     """Return what `ml reproduce` found for this very lock, None where it was not run; raise UserError for else."""
     if not (reproduce.RESULT.exists() and own_lock.exists()):
         return None
+    if said := claim(reproduce.RESULT):
+        raise UserError(said)
     try:
         found = json.loads(reproduce.RESULT.read_text())
         of, _ = found["lock_sha256"], [found[key] for key in ("same", "differ", "largest_difference", "flips")]

@@ -228,7 +228,10 @@ def run(
     at_other = sides.Commit.at(other_ref) if other_ref else None
     model, commit = str(train.MODEL), tracking.commit()
     if at_other is not None and model not in at_other.outputs():
-        at_other = None
+        if against:
+            raise UserError(f"{against} has no {model} in its dvc.lock: name a commit that has one with --against")
+        # A commit that was assigned to production had one: what is unreadable is not a first model.
+        at_other = at_other if sides.STAGE.fullmatch(other_ref) else None
     own_lock = sides.locked(Path("dvc.lock").read_bytes(), "the work tree") if Path("dvc.lock").exists() else {}
     unjudged: dict[str, str] = {}
     try:
