@@ -380,3 +380,20 @@ print(sorted({{"pandas", "sklearn", "mlflow", "pandera", "bentoml", "onnx", "num
     )
 
     assert (found.stdout.strip(), found.stderr) == ("['numpy']", "")
+
+
+def test_scoring_reports_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(small_model(contract()))
+    home = tmp_path / "home"
+    home.mkdir()
+    # ONNX Runtime is silent in CI by itself; otherwise it keeps what it will send below HOME.
+    known = {
+        key: value for key, value in ENVIRONMENT.items() if key not in ("CI", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY")
+    }
+    program = (
+        f"import pathlib; from ml.serving.request import Scorer; Scorer(pathlib.Path({str(tmp_path / 'model.onnx')!r}))"
+    )
+
+    subprocess.run([sys.executable, "-c", program], env={**known, "HOME": str(home)}, check=True)
+
+    assert list(home.rglob("*")) == []
