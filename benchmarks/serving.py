@@ -46,11 +46,11 @@ TARGETS = {
     "load_test": f"A against A fails ≤ 2 %, a service {SLOWER} × slower fails ≥ 95 %; a run takes ≤ 90 s",
 }
 BURN = """
-    def respond(self, body: bytes, identity: bytes) -> bytes:
+    def respond(self, body: bytes, identity: bytes, *turn: object) -> bytes:
         from time import thread_time
 
         start = thread_time()
-        answer = self.usual(body, identity)
+        answer = self.usual(body, identity, *turn)
         end = thread_time()
         end += {share} * (end - start)
         while thread_time() < end:
@@ -130,7 +130,7 @@ class Serving(Bench):
         own = {"BENTOML_HOME": str(home), "PROMETHEUS_MULTIPROC_DIR": str(home / "metrics"), "ML_DRAIN": "0"}
         own |= {"BENTOML_DO_NOT_TRACK": "True", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
         own |= {"BENCH_MODEL": str(self.project / "models/model.onnx"), "BENCH_PIPELINE": str(self.pipeline)}
-        own["BENCH_FIELDS"] = self.fields
+        own |= {"BENCH_FIELDS": self.fields, "ORT_DISABLE_TELEMETRY": "1"}
         path = os.pathsep.join([str(self.project / ".venv/bin"), clean_environment()["PATH"]])
         return clean_environment(**own, PATH=path, **more)
 
@@ -393,7 +393,8 @@ class Serving(Bench):
         alarms, caught = kinds["same"]["share"]["failed"], kinds["slow"]["share"]["failed"]
         seen = {kind: kinds[kind]["seen"] for kind in kinds}
         said = "; ".join(
-            f"{what}: {kinds[kind]['runs']} runs, of which {seen[kind]['failed']} failed, "
+            f"{what}: {kinds[kind]['runs']} runs of {kinds[kind]['starts']:.1f} starts each, of which "
+            f"{seen[kind]['failed']} failed, "
             f"{seen[kind]['not judged']} not judged, {seen[kind]['passed']} passed (resampled "
             f"{', '.join(f'{share:.1%} {status}' for status, share in kinds[kind]['share'].items())}), ratios "
             + ", ".join(f"{name} {value:.2f}" for name, value in kinds[kind]["ratios"].items())
@@ -402,7 +403,7 @@ class Serving(Bench):
         return Found(
             f"{alarms:.1%} and {caught:.1%}; {longest:.0f} s",
             alarms <= 0.02 and caught >= 0.95 and longest <= 90,
-            f"real runs as `make loadtest` makes them ({found['users']} users, {found['starts']} starts with "
+            f"real runs as `make loadtest` makes them ({found['users']} users, up to {found['starts']} starts with "
             f"{found['rounds']} rounds of {found['seconds']:g} s a side, limits of `params.yaml`); shares of "
             f"{kinds['same']['draws']:,} runs drawn from their recorded starts; the longest run",
             f"{said[0].upper()}{said[1:]}. {how}",

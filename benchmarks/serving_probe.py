@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -110,22 +112,22 @@ def loadtest(content: str) -> dict[str, Any]:
     kept = Path(asked["recorded"])
     load = loadtest.Load(loadtest.bodies(Path.cwd(), tuple(how.sizes), how.invalid), how.users)
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    for kind, bento in asked["candidates"].items():
-        sides = {"candidate": bento, "baseline": asked["baseline"]}
-        for _ in range(asked["runs"][kind] - sum(run["kind"] == kind for run in done)):
-            start = perf_counter()
-            found = loadtest.paired(
-                load,
-                lambda sides=sides: loadtest.serving_all(Path.cwd(), sides, None),
-                how.starts,
-                how.rounds,
-                how.seconds,
-            )
-            done.append({"kind": kind, "seconds": perf_counter() - start, "sides": recorded(found)})
-            with kept.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+    left = {kind: count - sum(run["kind"] == kind for run in done) for kind, count in asked["runs"].items()}
+    # In random order, so that whatever else the machine does falls on both kinds.
+    queue = [kind for kind, count in left.items() for _ in range(count)]
+    for kind in random.sample(queue, len(queue)):
+        sides = {"candidate": asked["candidates"][kind], "baseline": asked["baseline"]}
+        begin = perf_counter()
+
+        def start(sides: dict[str, str] = sides) -> AbstractContextManager[dict[str, str]]:
+            return loadtest.serving_all(Path.cwd(), sides, None)
+
+        found = loadtest.paired(load, start, how.starts, how.rounds, how.seconds, how.budget)
+        done.append({"kind": kind, "seconds": perf_counter() - begin, "sides": recorded(found)})
+        with kept.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
     kinds = {kind: [run for run in done if run["kind"] == kind] for kind in asked["candidates"]}
-    said = {kind: {"runs": len(runs), **rates(runs, how.starts, limits)} for kind, runs in kinds.items() if runs}
+    said = {kind: {"runs": len(runs), **rates(runs, limits)} for kind, runs in kinds.items() if runs}
     return {"kinds": said, "longest": max(run["seconds"] for run in done), **how.model_dump()}
 
 
@@ -153,8 +155,11 @@ class Recorded:
         return {name: self.entry[name] for name in ("p50", "p95", "p99", "throughput")}
 
 
-def rates(runs: list[dict[str, Any]], length: int, limits: dict[str, Any]) -> dict[str, Any]:
-    """Return the verdicts of the runs, the shares in runs drawn from all their starts, and the usual ratios."""
+def rates(runs: list[dict[str, Any]], limits: dict[str, Any]) -> dict[str, Any]:
+    """Return the verdicts of the runs, the shares in runs drawn from all their starts, and the usual ratios.
+
+    A drawn run has as many starts as one of the runs.
+    """
     import numpy as np
 
     from ml.serving.loadtest import ratios, verdict
@@ -171,7 +176,8 @@ def rates(runs: list[dict[str, Any]], length: int, limits: dict[str, Any]) -> di
         for run in runs
     ]
     starts = [start for run in real for start in run]
-    drawn = [judged([starts[at] for at in chance.integers(len(starts), size=length)])[0] for _ in range(DRAWS)]
+    lengths = chance.choice([len(run) for run in real], DRAWS)
+    drawn = [judged([starts[at] for at in chance.integers(len(starts), size=length)])[0] for length in lengths]
     verdicts = [judged(run) for run in real]
     seen = [status for status, _ in verdicts]
     kinds = ("passed", "failed", "not judged")
@@ -179,6 +185,7 @@ def rates(runs: list[dict[str, Any]], length: int, limits: dict[str, Any]) -> di
         "seen": {kind: seen.count(kind) for kind in kinds},
         "share": {kind: drawn.count(kind) / DRAWS for kind in kinds},
         "draws": DRAWS,
+        "starts": float(np.mean(lengths)),
         "ratios": {name: float(np.median([found[name] for _, found in verdicts])) for name in verdicts[0][1]},
     }
 

@@ -11,7 +11,7 @@ from conftest import require
 from real import Project
 
 pytestmark = pytest.mark.slow
-SOON = {"  seconds: 1.0": "  seconds: 0.5", "  starts: 5": "  starts: 3", "  rounds: 3 ": "  rounds: 2 "}
+SOON = {"  starts: 8": "  starts: 3", "  rounds: 4 ": "  rounds: 2 "}
 WIDE = {"p50: 1.15": "p50: 2.5", "p95: 1.2": "p95: 4.0", "p99: 1.5": "p99: 9.0", "throughput: 0.87": "throughput: 0.4"}
 SCORE = "        found = self.session.run("
 SLOW = f"        import time\n        time.sleep(0.02)\n{SCORE}"

@@ -136,9 +136,10 @@ gates:
 
 loadtest:
   users: 8
-  seconds: 1.2
-  starts: 5
-  rounds: 3
+  seconds: 0.5
+  starts: 8
+  rounds: 4
+  budget: 80
   sizes: [1, 1, 1, 1, 10, 100]
   invalid: 0.02
 

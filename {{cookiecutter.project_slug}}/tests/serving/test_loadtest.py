@@ -151,9 +151,12 @@ def test_the_result_is_what_the_review_reads(holdout: Path) -> None:
 class Loaded:
     """Notes which side each round was of, and where it was."""
 
-    def __init__(self) -> None:
+    def __init__(self, took: float = 0.0) -> None:
         self.told: list[str] = []
-        self.starts = 0
+        self.starts, self.took, self.now = 0, took, 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
     def round(self, side: str, host: str, seconds: float) -> Round:
         self.told.append(f"{side[0]}{host}")
@@ -162,6 +165,7 @@ class Loaded:
     @contextmanager
     def start(self) -> Iterator[dict[str, str]]:
         self.starts += 1
+        self.now += self.took
         yield {"candidate": str(self.starts), "baseline": str(self.starts)}
 
 
@@ -177,6 +181,17 @@ def test_each_start_has_a_warm_up_and_then_pairs_of_random_order() -> None:
         assert set(pairs) == {"cb", "bc"}
         assert 8 < pairs.count("cb") < 22
     assert [[len(part) for part in side] for side in found.values()] == [[30, 30, 30]] * 2
+
+
+@pytest.mark.parametrize(("took", "starts"), [(10, 8), (20, 4), (50, 3)])
+def test_where_starts_take_long_there_are_fewer(took: float, starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Loaded(took)
+    monkeypatch.setattr(loadtest.time, "monotonic", load.monotonic)
+
+    found = loadtest.paired(load, load.start, starts=8, rounds=1, seconds=1, budget=80)
+
+    assert load.starts == starts
+    assert [len(side) for side in found.values()] == [starts] * 2
 
 
 def test_a_difference_of_one_start_alone_fails_nothing() -> None:

@@ -274,6 +274,7 @@ class Loadtest(Section):
     seconds: float = Field(ge=0.5)
     starts: int = Field(ge=3)
     rounds: int = Field(ge=1)
+    budget: float = Field(gt=0)
     sizes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     invalid: Share
 

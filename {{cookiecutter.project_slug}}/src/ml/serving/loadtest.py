@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,13 +35,15 @@ FOLDER = Path("reports/service")
 RESULT = FOLDER / "result.json"
 BODIES = 400
 START = 90.0  # seconds
-WARM = 1.5
+WARM = 0.5
+LEAST = 3  # starts, whatever they take
 SIDES = ("candidate", "baseline")
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 LIMITS = {"cpus": "1", "memory": "1g"}  # of a container
 
 
 Start = Callable[[], AbstractContextManager[dict[str, str]]]
+Ended = Callable[[], str | None]
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,21 @@ class Load:
         return get_html_report(self.environment(side), show_download_link=False)
 
 
-def paired(load: Load, start: Start, starts: int, rounds: int, seconds: float) -> dict[str, Rounds]:
-    """Return the rounds of each side by start, taken in pairs whose order is random, after a warm-up."""
+def paired(
+    load: Load, start: Start, starts: int, rounds: int, seconds: float, budget: float = math.inf
+) -> dict[str, Rounds]:
+    """Return the rounds of each side by start, taken in pairs whose order is random, after a warm-up.
+
+    There are fewer starts where another one would end beyond `budget` seconds.
+    """
     chance = random.Random(0)
     found: dict[str, Rounds] = {}
+    began, longest = time.monotonic(), 0.0
     with steps("load test", starts * rounds) as bar:
-        for _ in range(starts):
+        for count in range(starts):
+            now = time.monotonic()
+            if count >= LEAST and now - began + longest > budget:
+                break
             with start() as hosts:
                 for side in hosts:
                     load.round(side, hosts[side], WARM)
@@ -176,6 +187,7 @@ def paired(load: Load, start: Start, starts: int, rounds: int, seconds: float) -
                     for side in chance.sample([*hosts], len(hosts)):
                         found[side][-1].append(load.round(side, hosts[side], seconds))
                     bar.update()
+            longest = max(longest, time.monotonic() - now)
     return found
 
 
@@ -249,7 +261,7 @@ def run(
     requests = bodies(root, tuple(settings["sizes"]), settings["invalid"])
     places = dict(zip(SIDES, (candidate or build.build(root), baseline), strict=True))
     load = Load(requests, settings["users"])
-    how = (settings[name] for name in ("starts", "rounds", "seconds"))
+    how = (settings[name] for name in ("starts", "rounds", "seconds", "budget"))
     rounds = paired(load, lambda: serving_all(root, places, network), *how)
     pages = {side: load.page(side) for side in rounds}
     compared = ratios(rounds["candidate"], rounds["baseline"]) if baseline else {}
@@ -305,31 +317,36 @@ def flat(rounds: Rounds) -> list[Round]:
 
 @contextmanager
 def serving_all(root: Path, places: dict[str, str | None], network: str | None) -> Iterator[dict[str, str]]:
-    """Yield the address of each side that there is; which one is started first is left to chance."""
+    """Yield the address of each side that there is; they start at once, and which one first is left to chance."""
     with ExitStack() as stack:
         sides = [side for side in places if places[side]]
-        hosts = {
+        begun = {
             side: stack.enter_context(serving(root, places[side], network)) for side in random.sample(sides, len(sides))
         }
-        yield {side: hosts[side] for side in sides}
+        for address, ended in begun.values():
+            _wait(address, ended)
+        yield {side: begun[side][0] for side in sides}
 
 
 @contextmanager
-def serving(root: Path, what: str, network: str | None = None) -> Iterator[str]:
-    """Yield the address of a service: a URL as it is, a Bento or an image as a process of our own."""
+def serving(root: Path, what: str, network: str | None = None) -> Iterator[tuple[str, Ended]]:
+    """Yield a service's address, which may not answer yet, and what says why the service ended, None while it runs.
+
+    A URL stays as it is, a Bento or an image is a process of our own.
+    """
     if "://" in what:
         _refuse_silent(what)
-        yield what.rstrip("/")
+        yield what.rstrip("/"), lambda: None
     elif (folder := build.folder(root, what)).is_dir():
-        with _bento(folder) as address:
-            yield address
+        with _bento(folder) as begun:
+            yield begun
     else:
-        with _container(what, network) as address:
-            yield address
+        with _container(what, network) as begun:
+            yield begun
 
 
 @contextmanager
-def _bento(folder: Path) -> Iterator[str]:
+def _bento(folder: Path) -> Iterator[tuple[str, Ended]]:
     port = _free_port()
     with TemporaryDirectory(prefix="loadtest-") as scratch:
         # Two services with one folder of metrics would count together.
@@ -346,22 +363,21 @@ def _bento(folder: Path) -> Iterator[str]:
                 start_new_session=True,
             )
         try:
-            _wait(f"http://127.0.0.1:{port}", lambda: log.read_text() if process.poll() is not None else None)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", lambda: log.read_text() if process.poll() is not None else None
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait(timeout=30)
+            # Nobody waits for its answers, and a polite end would take `serve.drain` seconds.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextmanager
-def _container(tag: str, network: str | None) -> Iterator[str]:
+def _container(tag: str, network: str | None) -> Iterator[tuple[str, Ended]]:
     engine, port = image.find_engine(), _free_port()
     published = [f"--network={network}"] if network else [f"--publish=127.0.0.1:{port}:{port}"]
     limits = [f"--{name}={value}" for name, value in LIMITS.items()]
     with image.running(engine, tag, *published, *limits, f"--env=BENTOML_PORT={port}") as name:
-        _wait(f"http://127.0.0.1:{port}", lambda: image.ended(engine, name))
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", lambda: image.ended(engine, name)
 
 
 def _refuse_silent(address: str) -> None:
@@ -371,7 +387,7 @@ def _refuse_silent(address: str) -> None:
         raise UserError(f"{address} does not answer: is it running?") from None
 
 
-def _wait(address: str, ended: Any) -> None:
+def _wait(address: str, ended: Ended) -> None:
     end = time.monotonic() + START
     while time.monotonic() < end:
         try:
