@@ -22,7 +22,7 @@ MOST_FILES, MOST_TARGETS = 90, 20
 # What GitHub, DVC and uv prescribe or write has a form of its own.
 PRESCRIBED, MOST_PRESCRIBED = (".github/", ".dvc/", "requirements/"), 30
 # Of code: neither blank, comment nor docstring. docs/decisions.md says where the figures come from.
-MOST_LINES = {"pipeline": 1800, "review": 2700, "serving": 1800, "operations": 1500, "elsewhere": 500}
+MOST_LINES = {"pipeline": 1800, "review": 2800, "serving": 1800, "operations": 1500, "elsewhere": 600}
 VERBATIM = json.loads((ROOT / "cookiecutter.json").read_text())["_copy_without_render"]
 LOCKS = ("all.txt", "serving.txt")
 
