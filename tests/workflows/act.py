@@ -27,7 +27,7 @@ STAND_INS = HERE / "actions"
 RUN_TOKEN = re.compile(r"\b(?:github\.token|secrets\.GITHUB_TOKEN)\b")
 # What a workflow that runs these tests must not hand on.
 OUTER = ("ACTIONS_", "AWS_", "CI", "CML_", "GH_", "GITHUB_", "INPUT_", "PYTHON", "REPO_TOKEN", "RUNNER_", "STATE_")
-LONGEST = 900
+LONGEST = 1800
 
 
 @dataclass(frozen=True)

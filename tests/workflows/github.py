@@ -198,6 +198,7 @@ class Repository:
     rulesets: dict[int, dict] = field(default_factory=dict)
     labels: dict[str, dict] = field(default_factory=dict)
     settings: dict[str, object] = field(default_factory=dict)
+    kept: dict[str, dict] = field(default_factory=dict)
 
     @property
     def owner(self) -> str:
@@ -646,6 +647,24 @@ def _create_label(github: GitHub, asked: Asked) -> Answer:
     return Answer(201, asked.body)
 
 
+SETTING = (
+    "/(?P<path>actions/permissions(/.+)?|environments/.+|vulnerability-alerts|automated-security-fixes"
+    "|private-vulnerability-reporting|immutable-releases|topics)"
+)
+
+
+@route("PUT", SETTING, "administration")
+def _put_setting(github: GitHub, asked: Asked, path: str) -> Answer:
+    """Keep a setting, whatever it says."""
+    asked.repository.kept[path] = asked.body
+    return Answer(204)
+
+
+@route("GET", SETTING, "administration")
+def _get_setting(github: GitHub, asked: Asked, path: str) -> dict:
+    return _found(body for kept, body in asked.repository.kept.items() if kept == path)
+
+
 def _found(candidates: Iterator) -> object:
     for candidate in candidates:
         return candidate
@@ -906,6 +925,7 @@ class GitHub:
             "status": run.status,
             "conclusion": run.conclusion,
             "head_sha": run.sha,
+            "head_commit": {"id": run.sha},
             "head_branch": run.branch,
             "run_attempt": run.attempt,
             "run_number": run.id,

@@ -94,12 +94,12 @@ def ask(
     context = ssl.create_default_context(cafile=github.certificate)
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), Unmoved)
     try:
-        with opener.open(request, timeout=30) as answer:
-            content = answer.read()
-            return answer.status, json.loads(content) if content[:1] in b"{[" else content, dict(answer.headers)
+        answer = opener.open(request, timeout=30)
     except urllib.error.HTTPError as error:
-        content = error.read()
-        return error.code, json.loads(content) if content[:1] in (b"{", b"[") else content, dict(error.headers)
+        answer = error
+    with answer:
+        content = answer.read()
+    return answer.status, json.loads(content) if content[:1] in (b"{", b"[") else content, dict(answer.headers)
 
 
 def tried(world: World, *words: str) -> subprocess.CompletedProcess[str]:
@@ -158,10 +158,6 @@ def test_a_job_checks_out_the_one_commit_of_its_event(
     assert "event=push ref=refs/heads/main actor=octocat branch=\n" in first.log("build")
 
 
-def test_a_run_of_the_same_repository_has_secrets_and_variables(failed: Run) -> None:
-    assert "secret=*** variable=blue" in failed.log("build")
-
-
 def test_artifacts_hold_what_the_patterns_name_and_nothing_hidden(first: Run) -> None:
     plain, some = first.artifact("plain"), first.artifact("some")
 
@@ -207,6 +203,7 @@ def test_dispatches_and_merge_groups_run_on_their_own_ref(world: World, smaller:
 def test_the_token_of_a_job_may_do_what_its_job_grants(world: World, smaller: PullRequest) -> None:
     run = world.run("rights.yml", smaller.event())
 
+    assert run.step("reader", "Tell").log == "secret=*** variable=blue actor=octocat\n"
     assert run.steps("reader")["Push"] == run.steps("reader")["Comment"] == "failure"
     assert "403" in run.step("reader", "Push").log
     assert "Resource not accessible by integration" in run.step("reader", "Comment").log
@@ -220,12 +217,20 @@ def test_a_fork_has_neither_secrets_nor_variables_and_a_token_that_only_reads(wo
     fork = world.fork("stranger")
     pull = world.pull_request(fork.change({"number.txt": "9\n"}, "Be larger"))
 
-    checks, rights = world.run("checks.yml", pull.event()), world.run("rights.yml", pull.event())
+    run = world.run("rights.yml", pull.event())
 
-    assert "secret=none variable=none" in checks.log("build")
-    assert "actor=stranger" in checks.log("build")
-    assert rights.steps("writer")["Push"] == rights.steps("writer")["Comment"] == "failure"
-    assert ask(world.github, f"/repos/{world.repository.name}/actions/runs/{checks.id}")[1]["pull_requests"] == []
+    assert run.step("reader", "Tell").log == "secret=none variable=none actor=stranger\n"
+    assert run.steps("writer")["Push"] == run.steps("writer")["Comment"] == "failure"
+    assert ask(world.github, f"/repos/{world.repository.name}/actions/runs/{run.id}")[1]["pull_requests"] == []
+
+
+def test_dependabot_has_no_secrets_and_a_token_that_only_reads(world: World, first: Run) -> None:
+    pull = world.pull_request(world.change({"number.txt": "8\n"}, "Bump"), login="dependabot[bot]")
+
+    run = world.run("rights.yml", pull.event())
+
+    assert run.step("reader", "Tell").log == "secret=none variable=blue actor=dependabot[bot]\n"
+    assert run.steps("writer")["Push"] == "failure"
 
 
 def test_a_report_takes_the_artifact_through_the_api_and_is_edited_in_place(opened: World) -> None:
@@ -251,6 +256,28 @@ def test_cml_does_not_find_its_comment_behind_thirty_others(opened: World) -> No
     opened.report(run)
 
     assert len(opened.comments(pull)) == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "--publish is on"),
+        (("--publish=false", "--edit"), "unrecognized arguments: --edit"),
+        (("--publish=false", "--target=commit/abc"), "not on commit/abc"),
+        (("--publish=false", "--rm-watermark"), "watermarks are mandatory"),
+        (("--publish=false", "--token=unknown", "--target=pr/1"), "Bad credentials"),
+    ],
+    ids=["publish", "unknown flag", "target", "no watermark", "token"],
+)
+def test_cml_refuses(world: World, arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("hello")
+    words = [sys.executable, STAND_INS / "setup-cml/cml.py", "comment", "update", *arguments, tmp_path / "report.md"]
+    environment = {"REPO_TOKEN": "x", "NODE_EXTRA_CA_CERTS": str(world.owner.certificates)}
+
+    result = world.owner.project.run(*words, **environment)
+
+    assert result.returncode != 0
+    assert expected in result.stderr
 
 
 def test_a_tool_that_cannot_be_installed_fails_its_step(opened: World) -> None:
@@ -399,6 +426,21 @@ def test_a_comment_that_is_too_long_is_refused(world: World, smaller: PullReques
     status, said, _ = ask(world.github, where, world.owner.token, {"body": "x" * 65_537})
 
     assert (status, said["message"]) == (422, "Validation Failed")
+
+
+def test_settings_and_rulesets_are_kept_for_who_may_administer(opened: World) -> None:
+    where, owner = f"/repos/{opened.repository.name}", opened.owner.token
+    writer = opened.github.token("writer", {"contents": "write"}, opened.repository.name)
+    ruleset = {"name": "main", "rules": [{"type": "non_fast_forward"}]}
+
+    refused, _, _ = ask(opened.github, f"{where}/rulesets", writer, ruleset)
+    made, known, _ = ask(opened.github, f"{where}/rulesets", owner, ruleset)
+    put, _, _ = ask(opened.github, f"{where}/actions/permissions/workflow", owner, {"a": 1}, method="PUT")
+
+    assert (refused, made, put) == (403, 201, 204)
+    assert opened.repository.rulesets == {known["id"]: known}
+    assert ask(opened.github, f"{where}/actions/permissions/workflow", owner)[1] == {"a": 1}
+    assert ask(opened.github, f"{where}/rulesets", owner, ruleset)[0] == 422
 
 
 def test_a_private_repository_is_not_found_by_a_stranger(opened: World) -> None:
@@ -566,6 +608,10 @@ def test_a_scenario_that_did_not_execute_what_it_declares_fails(world: World, fi
     executes("checks.yml", "build", "each")(nothing)(world=world)
     with pytest.raises(AssertionError, match="nightly"):
         executes("checks.yml", "build", "nightly")(nothing)(world=world)
+
+
+def test_every_job_of_the_product_is_executed_by_a_scenario() -> None:
+    assert undeclared() == set()
 
 
 def test_a_job_that_no_scenario_declares_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,9 @@ class Place:
 
     def run(self, *words: str) -> str:
         """Return what a command prints in the clone; fail with it."""
-        return self.project.done(*words, GIT_SSL_CAINFO=str(self.certificates), SSL_CERT_FILE=str(self.certificates))
+        trusted = dict.fromkeys(("GIT_SSL_CAINFO", "SSL_CERT_FILE"), str(self.certificates))
+        # Compiling every import anew would make a pipeline half as slow again.
+        return self.project.done(*words, PYTHONDONTWRITEBYTECODE="", **trusted)
 
     def git(self, *words: str) -> str:
         return self.run("git", *words).strip()
@@ -391,7 +393,7 @@ class World:
             event.name,
             folder / "event.json",
             actor=event.actor,
-            # Neither is handed to the run of a fork or of Dependabot.
+            # A fork has neither, Dependabot has no secrets.
             variables={} if self.is_foreign(event) else self.variables,
             secrets=secrets if event.read_only else self.secrets | secrets,
             environment=self.runner_variables(number, attempt, event),
@@ -525,6 +527,7 @@ class World:
             "GITHUB_API_URL": self.github.api,
             "GITHUB_TRIGGERING_ACTOR": event.actor,
             "GITHUB_REF": event.ref,
+            "GITHUB_REF_TYPE": "tag" if event.ref.startswith("refs/tags/") else "branch",
             "SHA_REF": event.sha,
         }
 

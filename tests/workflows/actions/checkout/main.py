@@ -53,7 +53,7 @@ def fetch(ref: str, own: bool) -> None:
     depth = number("fetch-depth", 1)
     commit = os.environ["GITHUB_SHA"] if own and not ref else ""
     name = ref or (os.environ["GITHUB_REF"] if own else "HEAD")
-    listed = [line.split("\t")[1] for line in git("ls-remote", "origin").splitlines()]
+    listed = [line.split("\t")[1] for line in git("ls-remote", "origin").splitlines()] if ref else []
     full = next((each for each in (name, f"refs/heads/{name}", f"refs/tags/{name}") if each in listed), name)
     branch = full.removeprefix("refs/heads/") if full.startswith("refs/heads/") else ""
     kept = f"refs/remotes/origin/{branch}" if branch else full.replace("refs/pull/", "refs/remotes/pull/", 1)

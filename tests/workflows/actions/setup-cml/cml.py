@@ -21,14 +21,19 @@ IMAGE = "https://cml.dev/watermark.png"
 ESCAPED = "_*[<"
 
 
-def switch(parser: argparse.ArgumentParser, name: str, default: bool) -> None:
-    """Add a flag that yargs reads as --name, --no-name or --name=false."""
-    parser.add_argument(f"--{name}", nargs="?", const="true", default=str(default).lower(), choices=["true", "false"])
-    parser.add_argument(f"--no-{name}", dest=name.replace("-", "_"), action="store_const", const="false")
+SWITCHES = {"publish": "true", "watch": "false", "rm-watermark": "false", "update": "false"}
+
+
+def words() -> list[str]:
+    """Return the arguments with switches in one form: --name, --no-name and --name=true are --name=true or =false."""
+    forms = {f"--{name}": f"--{name}=true" for name in SWITCHES} | {
+        f"--no-{name}": f"--{name}=false" for name in SWITCHES
+    }
+    return [forms.get(word, word) for word in sys.argv[1:]]
 
 
 def options() -> argparse.Namespace:
-    # A default that is a valid choice is not checked by argparse, and any other flag ends the program, as with yargs.
+    """Read the command line; any flag that it does not know ends the program, as with yargs."""
     parser = argparse.ArgumentParser(prog="cml", allow_abbrev=False)
     groups = parser.add_subparsers(required=True)
     comment = groups.add_parser("comment", allow_abbrev=False).add_subparsers(required=True, dest="verb")
@@ -41,11 +46,9 @@ def options() -> argparse.Namespace:
         each.add_argument("--repo", default="")
         each.add_argument("--driver", choices=["github", "gitlab", "bitbucket"])
         each.add_argument("--log", choices=["error", "warn", "info", "debug"], default="info")
-        switch(each, "publish", True)
-        switch(each, "watch", False)
-        switch(each, "rm-watermark", False)
-        switch(each, "update", verb == "update")
-    return parser.parse_args()
+        for name, default in (SWITCHES | {"update": str(verb == "update").lower()}).items():
+            each.add_argument(f"--{name}", choices=["true", "false"], default=default)
+    return parser.parse_args(words())
 
 
 def remote() -> str:
