@@ -383,6 +383,8 @@ class World:
         assert event.name in document["on"], f"{file} does not start on {event.name}"
         record = self.record(number, file, document, event, attempt)
         environment = act.host_environment(self.home(folder), trusted(self.github), self.folder / "tools")
+        # act works below it, and BentoML reads no hidden folder.
+        environment["XDG_CACHE_HOME"] = str(folder / "home/cache")
         environment |= self.stand_ins(missing, event)
         secrets = self.tokens(document, event, folder)
         environment |= {"STAND_INS_TOKENS": str(folder / "tokens.json"), "STAND_INS_RUN_TOKEN": secrets["GITHUB_TOKEN"]}
