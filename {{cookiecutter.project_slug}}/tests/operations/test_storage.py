@@ -14,108 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from host import CONFIG, git, make, md5, stored, written
 
 from ml import objects, refs
 from ml.errors import ReadOnlyError, SourceError, UserError
 from ml.operations import storage
 
-CONFIG = "[core]\n    analytics = false\n    remote = refs\n['remote \"refs\"']\n    url = objects\n"
-NOBODY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b"}
-NOBODY |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b", "DVC_NO_ANALYTICS": "1"}
 Clone = Callable[[str], Path]
-
-
-def git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", folder, *words], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("GIT_", "GITHUB_", "STORAGE_"))]:
-        monkeypatch.delenv(name)
-    for name, value in NOBODY.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(Path(refs.__file__).parents[1]))
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Path:
-    """A repository as a host has it."""
-    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
-    return tmp_path / "origin.git"
-
-
-@pytest.fixture
-def laptop(tmp_path: Path, origin: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose outputs are in DVC's cache, as its pipeline left them, and nothing pushed but git's main."""
-    folder = tmp_path / "laptop"
-    git(tmp_path, "clone", "--quiet", str(origin), str(folder))
-    monkeypatch.chdir(folder)
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text(CONFIG)
-    Path(".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n/objects\n")
-    Path(".gitignore").write_text("/data/\n/models/\n/plots/\n")
-    make({"data/a.parquet": b"rows", "models/model.onnx": b"model", "plots": {"one.json": b"1", "deep/two.json": b"2"}})
-    return folder
-
-
-def make(outputs: dict[str, bytes | dict[str, bytes]], message: str = "make") -> None:
-    """Write outputs, the cache's objects and a lock that names them, and push the commit alone."""
-    stages = []
-    for path, content in outputs.items():
-        entry = {"path": path, "hash": "md5"}
-        if isinstance(content, dict):
-            files = [{"md5": md5(part), "relpath": name} for name, part in sorted(content.items())]
-            whole = json.dumps(files, sort_keys=True).encode()
-            for name, part in content.items():
-                written(Path(path, name), part)
-                written(objects.place(objects.CACHE, md5(part)), part)
-            entry["md5"] = f"{md5(whole)}.dir"
-            written(objects.place(objects.CACHE, entry["md5"]), whole)
-        else:
-            written(Path(path), content)
-            entry["md5"] = md5(content)
-            written(objects.place(objects.CACHE, entry["md5"]), content)
-        stages.append(entry)
-    written(Path("metrics.json"), b"{}")
-    metrics = {"path": "metrics.json", "hash": "md5", "md5": md5(b"{}")}
-    lock = {"schema": "2.0", "stages": {"all": {"cmd": "true", "outs": [*stages, metrics]}}}
-    outs = [*(entry["path"] for entry in stages), {"metrics.json": {"cache": False}}]
-    written(Path("dvc.yaml"), json.dumps({"stages": {"all": {"cmd": "true", "outs": outs}}}).encode())
-    written(Path("dvc.lock"), json.dumps(lock).encode())
-    git(Path.cwd(), "add", "--all")
-    git(Path.cwd(), "commit", "--quiet", "--allow-empty", "-m", message)
-    git(Path.cwd(), "push", "--quiet", "--no-verify", "origin", "HEAD:main")
-
-
-def written(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-@pytest.fixture
-def clone(tmp_path: Path, origin: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
-    """Return a function that clones the repository as `git clone` does, and goes there."""
-
-    def made(name: str) -> Path:
-        git(tmp_path, "clone", "--quiet", origin.as_uri(), name)
-        monkeypatch.chdir(tmp_path / name)
-        return tmp_path / name
-
-    return made
-
-
-def stored(origin: Path) -> set[str]:
-    return {
-        ref.removeprefix(refs.SPACE)
-        for ref in git(origin, "for-each-ref", "--format=%(refname)").split()
-        if refs.SPACE in ref
-    }
-
 
 ALL = 6  # objects of `laptop`: two files, a directory's list and its two files
 
@@ -178,8 +83,8 @@ def test_a_clone_downloads_no_object_and_is_never_a_partial_one(laptop: Path, or
 
 
 def test_twenty_writers_at_once_lose_nothing_and_need_no_second_try(laptop: Path, origin: Path, tmp_path: Path) -> None:
-    common = written_to(tmp_path / "common", b"common")
-    own = [{md5(part): written_to(tmp_path / f"own{at}", part)} for at in range(20) for part in [b"own %d" % at]]
+    common = written(tmp_path / "common", b"common")
+    own = [{md5(part): written(tmp_path / f"own{at}", part)} for at in range(20) for part in [b"own %d" % at]]
     script = (
         "import json, sys; from pathlib import Path; from ml import refs; refs.TRIES = 2;"
         "refs.push({md5: Path(path) for md5, path in json.loads(sys.argv[1]).items()}, 'origin')"
@@ -192,11 +97,6 @@ def test_twenty_writers_at_once_lose_nothing_and_need_no_second_try(laptop: Path
 
     assert [writer.wait() for writer in writers] == [0] * 20
     assert stored(origin) == {md5(b"common"), *(next(iter(one)) for one in own)}
-
-
-def written_to(path: Path, content: bytes) -> Path:
-    written(path, content)
-    return path
 
 
 @pytest.mark.parametrize("verb", ["push", "pull"])

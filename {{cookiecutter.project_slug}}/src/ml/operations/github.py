@@ -5,7 +5,6 @@ Reference: https://docs.github.com/en/rest
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 import requests
 
 from ml import refs
-from ml.errors import UserError
+from ml.errors import SourceError, UserError
 
 SECONDS = 30
 HERE = re.compile(r"(?:https?://(?:[^@/]+@)?|ssh://(?:[^@/]+@)?|[^@/]+@)([^:/]+)(?::\d+)?[:/](.+?/.+?)(?:\.git)?/?")
@@ -60,13 +59,13 @@ class GitHub:
 
     def get(self, path: str, **query: Any) -> Any:
         """Return what the API answers."""
-        return self._ask("GET", path, params=query).json()
+        return _content(self._ask("GET", path, params=query))
 
     def pages(self, path: str, key: str | None = None, **query: Any) -> Iterator[dict[str, Any]]:
         """Yield the entries of a list, page after page; `key` names it where the answer is an object."""
         answer = self._ask("GET", path, params={"per_page": 100, **query})
         while True:
-            content = answer.json()
+            content = _content(answer)
             yield from content[key] if key else content
             if (following := answer.links.get("next")) is None:
                 return
@@ -75,25 +74,26 @@ class GitHub:
     def send(self, method: str, path: str, body: Any = None) -> Any:
         """Change something and return the answer, None where it is empty."""
         answer = self._ask(method, path, json=body)
-        return answer.json() if answer.content else None
+        return _content(answer) if answer.content else None
 
     def download(self, path: str, target: Path, most: int) -> None:
-        """Write what lies at the path to a file; raise UserError where it is larger than `most` bytes."""
+        """Write what lies at the path to a file; raise SourceError where it is larger than `most` bytes."""
         size = 0
         with self._ask("GET", path, stream=True) as answer, target.open("wb") as file:
-            for chunk in answer.iter_content(1 << 16):
-                size += len(chunk)
-                if size > most:
-                    raise UserError(f"{path} is larger than {most / 1e6:.0f} MB: it is not read")
-                file.write(chunk)
+            try:
+                for chunk in answer.iter_content(1 << 16):
+                    size += len(chunk)
+                    if size > most:
+                        raise SourceError(f"{path} is larger than {most / 1e6:.0f} MB: it is not read")
+                    file.write(chunk)
+            except requests.RequestException as error:
+                raise UserError(f"GitHub stopped answering ({type(error).__name__}): GET {path}") from None
 
     def _ask(self, method: str, path: str, **more: Any) -> requests.Response:
         where = path if path.startswith("http") else f"{self.root}{path if path[0] == '/' else self._below(path)}"
         headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
         try:
-            answer = requests.request(method, where, headers=headers, timeout=SECONDS, **more)
+            answer = requests.request(method, where, headers=headers, auth=self._sign, timeout=SECONDS, **more)
         except requests.RequestException as error:
             raise UserError(f"GitHub does not answer ({type(error).__name__}): {method} {where}") from None
         if answer.ok:
@@ -102,8 +102,21 @@ class GitHub:
         kind = {401: DeniedError, 403: DeniedError, 404: NotFoundError}.get(answer.status_code, UserError)
         raise kind(f"GitHub refuses {method} {path} ({answer.status_code}): {told}")
 
+    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # As `auth`, since a .netrc that names the host would replace a header.
+        if self.token:
+            request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
     def _below(self, path: str) -> str:
         return f"/repos/{self.name}" + (f"/{path}" if path != "." else "")
+
+
+def _content(answer: requests.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        raise UserError(f"GitHub's answer is not JSON: {answer.url.partition('?')[0]}") from None
 
 
 def _message(answer: requests.Response) -> str:
@@ -111,7 +124,7 @@ def _message(answer: requests.Response) -> str:
         told = answer.json()
         more = [one if isinstance(one, str) else one.get("message") for one in told.get("errors", [])]
         said = " ".join([str(told.get("message", "")), *map(str, filter(None, more))])
-    except (json.JSONDecodeError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         said = ""
     return " ".join(said.split())[:200] or answer.reason
 

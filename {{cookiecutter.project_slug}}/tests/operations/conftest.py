@@ -1,0 +1,83 @@
+"""Repositories at a host on this machine, clones of them, and the host's API; `host` says what they hold."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from host import CONFIG, FIRST, NOBODY, Hub, git, make, serving
+
+from ml import refs
+
+Clone = Callable[[str], Path]
+Program = Callable[[str, str], Path]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("GIT_", "GITHUB_", "GH_", "STORAGE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in NOBODY.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(Path(refs.__file__).parents[1]))
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """Return a repository as a host has it."""
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
+    return tmp_path / "origin.git"
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, origin: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a project whose outputs are in DVC's cache, as its pipeline left them; only git's main is pushed."""
+    folder = tmp_path / "laptop"
+    git(tmp_path, "clone", "--quiet", str(origin), str(folder))
+    monkeypatch.chdir(folder)
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text(CONFIG)
+    Path(".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n/objects\n")
+    Path(".gitignore").write_text("/build/\n/data/\n/models/\n/plots/\n")
+    make(FIRST)
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path: Path, origin: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """Return a function that clones the repository as `git clone` does, and goes there."""
+
+    def made(name: str) -> Path:
+        git(tmp_path, "clone", "--quiet", origin.as_uri(), name)
+        monkeypatch.chdir(tmp_path / name)
+        return tmp_path / name
+
+    return made
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Return the API of the repository octo/late, as a workflow finds it."""
+    with serving() as found:
+        for name, value in (("API_URL", found.root), ("REPOSITORY", "octo/late"), ("TOKEN", "secret")):
+            monkeypatch.setenv(f"GITHUB_{name}", value)
+        yield found
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Return a function that puts a Python script on PATH, first, under a name."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def put(name: str, script: str) -> Path:
+        path = folder / name
+        path.write_text(f"#!{sys.executable} -IS\n{script}")
+        path.chmod(0o755)
+        return path
+
+    return put
