@@ -273,7 +273,7 @@ def test_a_remote_that_cannot_be_reached_is_one_line(
     def refuse(*_: object) -> None:
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(lock, "_listed", refuse)
+    monkeypatch.setattr(lock, "listed", refuse)
 
     with pytest.raises(UserError, match=r"^the remote shelf cannot be listed \(no route to host\): check its address"):
         lock.problems(project)

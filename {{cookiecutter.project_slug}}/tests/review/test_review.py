@@ -859,7 +859,9 @@ def test_an_output_is_held_to_its_hash(workshop: Path) -> None:
         pytest.param(b"", {}, id="empty"),
         pytest.param(b"schema: '2.0'\n", {}, id="no stage"),
         pytest.param(b"stages: {a: {cmd: x}}", {}, id="no outputs"),
-        pytest.param(b"stages: {a: {outs: [{path: x, md5: y}, {path: z}]}}", {"x": "y"}, id="outputs"),
+        pytest.param(
+            b"stages: {a: {outs: [{path: x, md5: %b}, {path: z}]}}" % (b"a" * 32), {"x": "a" * 32}, id="outputs"
+        ),
     ],
 )
 def test_a_lock_tells_the_hash_of_each_output(content: bytes, wanted: dict[str, str]) -> None:
@@ -867,7 +869,10 @@ def test_a_lock_tells_the_hash_of_each_output(content: bytes, wanted: dict[str, 
 
 
 @pytest.mark.parametrize(
-    "content", [b"stages: [", b"[1]", b"stages: 3", b"stages: {a: [1]}", b"stages: {a: {outs: [{md5: x}]}}", b"\xff"]
+    "content",
+    [b"stages: [", b"[1]", b"stages: 3", b"stages: {a: [1]}", b"stages: {a: {outs: [{md5: x}]}}", b"\xff"]
+    + [b"stages: {a: {outs: [{path: x, md5: %b}]}}" % md5 for md5 in (b"3", b"[a]", b"aa/etc/passwd", b"2013-99-99")]
+    + [pytest.param(b"[" * 5000, id="deep")],
 )
 def test_a_lock_that_is_none_is_one_line(content: bytes) -> None:
     with pytest.raises(SourceError, match=r"^dvc.lock of main is not readable: .*$"):

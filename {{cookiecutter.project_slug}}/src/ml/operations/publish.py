@@ -6,17 +6,19 @@ with git, checks the bundle by its hashes, and asks DVC whether the lock fits th
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ml import refs
-from ml.errors import SourceError
+from ml.errors import SourceError, UserError
 from ml.objects import CACHE, FOLDER, in_refs, keep, place
-from ml.operations import bundle, comment, storage
+from ml.operations import bundle, comment
 from ml.operations.bundle import Bundle
 from ml.operations.comment import Run
 from ml.operations.github import GitHub
+from ml.pipeline.tables import write_bytes
 from ml.review import lock, sides
 
 MESSAGE = "Take what run {} trained\n\nMade by CI from {}: dvc.lock and the reports that it names.\n"
@@ -51,7 +53,7 @@ def commit_lock(number: int, *, dispatch: bool) -> str:
         refuse_foreign(found, run.head, Path(scratch, "tree"))
         stored = _store(found)
         made = _commit(found, run)
-    _push(made, branch)
+    _push(made, branch, run.head)
     if dispatch:
         github.send("POST", f"actions/workflows/{bundle.WORKFLOW}/dispatches", {"ref": branch})
     return f"{made[:10]} on {branch} takes what run {number} trained ({stored} objects stored)"
@@ -61,11 +63,13 @@ def refuse_foreign(found: Bundle, head: str, tree: Path) -> None:
     """Raise SourceError unless the bundle's lock is what the commit's own dvc.yaml, params.yaml and code give."""
     tree.mkdir()
     subprocess.run(["tar", "-x", "-C", str(tree)], input=sides.git("archive", "--format=tar", head), check=True)
-    # Settings of DVC may name programs and places; those of the default branch hold.
-    for name in ("config", "config.local"):
-        (tree / ".dvc" / name).unlink(missing_ok=True)
-    (tree / ".dvc").mkdir(exist_ok=True)
-    (tree / ".dvc" / "config").write_text(f"[core]\nno_scm = true\nsite_cache_dir = {tree}/.dvc/site\n")
+    # Settings of DVC may name programs and places, and its folder may be a link: nothing of it is taken over.
+    own = tree / ".dvc"
+    if own.is_dir() and not own.is_symlink():
+        shutil.rmtree(own)
+    own.unlink(missing_ok=True)
+    written = f"[core]\nno_scm = true\nsite_cache_dir = {own}/site\n"
+    write_bytes(written.encode(), own / "config")
     for name, file in found.files.items():
         target = tree / name
         if target.is_symlink() or not target.resolve().is_relative_to(tree.resolve()):
@@ -74,6 +78,8 @@ def refuse_foreign(found: Bundle, head: str, tree: Path) -> None:
         target.write_bytes(file.read_bytes())
     if wrong := [p for p in lock.problems(tree, stored=False) if p.kind != "unpushed"]:
         raise SourceError(f"the trained result does not fit the commit: {wrong[0].what}")
+    if lost := (found.named - found.objects.keys()) - bundle.known(found.named):
+        raise SourceError(f"neither the bundle nor the storage has {len(lost)} of its objects, such as {min(lost)[:8]}")
 
 
 def _fetch(head: str) -> None:
@@ -82,10 +88,15 @@ def _fetch(head: str) -> None:
 
 
 def _store(found: Bundle) -> int:
+    from dvc_data.hashfile.hash_info import HashInfo
+
     if not in_refs():
         for md5, file in found.objects.items():
             keep(file, place(CACHE, md5))
-        storage.dvc("push")
+        # Not `dvc push`, which pushes what the lock of the default branch names.
+        with lock.opened(Path.cwd()) as repo:
+            if failed := repo.cloud.push([HashInfo("md5", md5) for md5 in found.objects]).failed:
+                raise UserError(f"DVC's default remote did not take {len(failed)} objects: look at its settings")
         return len(found.objects)
     refs.push(found.objects, "origin")
     for md5, file in found.objects.items():
@@ -111,11 +122,10 @@ def _commit(found: Bundle, run: Run) -> str:
         return _git("commit-tree", tree, "-p", run.head, "-m", message, env=own)
 
 
-def _push(made: str, branch: str) -> None:
-    # Not forced: where the branch moved on meanwhile, the push is refused and nothing is lost.
-    refs.git(
-        "push", "--quiet", "--no-verify", "origin", f"{made}:refs/heads/{branch}", what=f"{branch} takes no commit"
-    )
+def _push(made: str, branch: str, head: str) -> None:
+    # The lease refuses the push where the branch meanwhile moved on, was set back, or is gone.
+    words = ("--quiet", "--no-verify", f"--force-with-lease=refs/heads/{branch}:{head}")
+    refs.git("push", *words, "origin", f"{made}:refs/heads/{branch}", what=f"{branch} takes no commit")
 
 
 def _git(*words: str, env: dict[str, str]) -> str:

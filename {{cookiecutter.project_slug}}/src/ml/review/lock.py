@@ -222,10 +222,11 @@ def _holder(repo: Repo) -> tuple[str, Callable[[set[str]], set[str]], Callable[[
         remote = None
     store = repo.cloud.get_remote_odb(remote) if remote else repo.cache.local
     holder = f"the remote {remote}" if remote else "no remote is configured and the cache of this machine"
-    return holder, partial(_listed, store), lambda md5: store.fs.cat_file(store.oid_to_path(md5))
+    return holder, partial(listed, store), lambda md5: store.fs.cat_file(store.oid_to_path(md5))
 
 
-def _listed(store: HashFileDB, hashes: set[str]) -> set[str]:
+def listed(store: HashFileDB, hashes: set[str]) -> set[str]:
+    """Return those of the hashes that a store of DVC's holds."""
     # Not DVC's index of a remote, which remembers; nor its check of a folder, which deletes what it finds damaged.
     if store.fs.protocol == "local":
         return {md5 for md5 in hashes if Path(store.oid_to_path(md5)).is_file()}

@@ -138,8 +138,11 @@ def locked(content: bytes, where: str, path: str = "dvc.lock") -> dict[str, str]
         read: dict[str, Any] = YAML(typ="safe", pure=False).load(content.decode()) or {}
         entries = (read.get("stages") or {}).values() if path.endswith(".lock") else [read]
         outs = [out for entry in entries for out in entry.get("outs", []) if "md5" in out]
-        return {str(folder / out["path"]): out["md5"] for out in outs}
-    except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        found = {str(folder / out["path"]): out["md5"] for out in outs}
+        if not all(map(refs.HASH.fullmatch, found.values())):
+            raise ValueError("an md5 is none")
+        return found
+    except (YAMLError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise SourceError(f"{path} of {where} is not readable: restore it with git, or run make pipeline") from None
 
 
