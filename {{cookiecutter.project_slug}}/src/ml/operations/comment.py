@@ -28,27 +28,31 @@ ARTIFACT = "report"
 BOT = "github-actions[bot]"
 MOST = 5_000_000  # bytes of the artifact
 MOST_FILES = 50
-LONGEST = 64_000  # characters; GitHub refuses more than 65,536
+LONGEST = 56_000  # characters of a report; GitHub refuses a comment of more than 65,536
 FIRST_PAGE = 30  # comments that CML looks at
 GATE = "all-checks-pass"
 TRAINING = "model"
 PAST_RUNS = 20
 MARK = re.compile(r"<!-- ml-report run=(\d+) attempt=(\d+) -->")
 MARKS = {"success": "✅", "skipped": "➖", None: "⏳"}
-TAGS = ("<details>", "</details>", "<summary>", "</summary>")
 KNOWN = ("", "sh", "mermaid")
+DEEPEST = 4  # folded parts within each other
+SHOWN = 40  # checks in the table
 FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|~{3,})(?P<info>.*)")
+FOLD = re.compile(r" {0,3}(?P<open><details>)?(?:<summary>(?P<title>.*)</summary>)?(?P<close></details>)?[ \t]*")
+# What a report draws; a Mermaid diagram can do more than that, on a click too.
+CHART = re.compile(r'\s*(?:xychart-beta|(?:x-axis|bar|line) \[[-\d., "]*\])')
 INERT = [
     (re.compile(pattern, re.IGNORECASE), harmless)
     for pattern, harmless in (
+        (r"\\(?=[!-/:-@\[-`{-~])", "\\\\\u200b"),  # an escape would hide from what follows
         (r"!(?=\s*\[)", ""),  # an image
         (r"\](?=\s*[(\[:])", "]\u200b"),  # a link needs both brackets side by side
-        (r"\b(https?|ftp|mailto|javascript|data):", "\\1\u200b:"),
-        (r"\bwww\.", "www\u200b."),
-        (r"@(?=\w)", "@\u200b"),
+        (r":(?=//)|(?<=mailto):|(?<=xmpp):", "\u200b:"),
+        (r"(www)\.", "\\1\u200b."),
+        (r"@", "@\u200b"),
         (r"#(?=\d)", "#\u200b"),
-        (r"\bgh-(?=\d)", "GH\u200b-"),
-        (r"^\s*(click|href|call)\b.*$", ""),  # what a Mermaid diagram could do on a click
+        (r"(gh)-(?=\d)", "\\1\u200b-"),
     )
 ]
 
@@ -117,41 +121,49 @@ def read_report(github: GitHub, run: Run) -> str:
             if not path.is_file() or path.is_symlink():
                 raise SourceError(f"the artifact {ARTIFACT} holds no {report.MARKDOWN}")
             return harmless(path.read_bytes().decode(errors="replace"))
-        except SourceError as error:
+        except UserError as error:
             return f"The report was not posted: {report.prose(str(error))}"
 
 
 def harmless(text: str) -> str:
     """Return Markdown that mentions nobody, loads nothing, links nowhere and cannot swallow what follows.
 
-    Fenced code stays as it is, so that a command can be copied. Fences are read as CommonMark reads them at the top
-    level; a line with a tag is followed by an empty one, since a fence inside a block of HTML would be none.
+    Fenced code stays as it is, so that a command can be copied. Fences and folded parts are moved to the margin, where
+    they end whatever stands before them, so that they are here what they are to CommonMark.
     """
-    shown = ("".join(c for c in line if c == "\t" or c.isprintable()) for line in text[:LONGEST].splitlines())
-    lines, fence, plain = list[str](), "", False
-    for line in map(_seen, shown):
-        match = FENCE.fullmatch(line)
-        if fence:
-            if match and match["mark"].startswith(fence) and not match["info"]:
-                fence = ""
-            lines.append(line if not fence or plain else _inert(line))
+    told, fence, chart, depth, size = list[str](), "", False, 0, 0
+    for line in map(_seen, text.splitlines()):
+        before, match, fold = (fence, depth), FENCE.fullmatch(line), FOLD.fullmatch(line)
+        if fence and match and match["mark"].startswith(fence) and not match["info"].strip():
+            fence = ""
+        elif fence:
+            line = line if not chart or CHART.fullmatch(line) else ""
         elif match and not ("`" in match["mark"] and "`" in match["info"]):
-            info = match["info"].strip()
-            fence, plain = match["mark"], info != "mermaid"
-            lines.append(fence + (info if info in KNOWN else ""))
+            fence, info = match["mark"], match["info"].strip()
+            line, chart = fence + (info if info in KNOWN else ""), info == "mermaid"
+        elif line.strip() and fold and 0 <= depth + bool(fold["open"]) - bool(fold["close"]) <= DEEPEST:
+            depth += bool(fold["open"]) - bool(fold["close"])
+            title = "" if fold["title"] is None else f"<summary>{_inert(fold['title'])}</summary>"
+            # Only an empty line ends a block of HTML, within which a fence would be none.
+            line = f"{fold['open'] or ''}{title}{fold['close'] or ''}\n"
         else:
-            lines += [told := _inert(line), *([""] if "<" in told else [])]
-    text = "\n".join([*lines, *([fence] if fence else [])])
-    return text + "\n\n</details>" * max(text.count("<details>") - text.count("</details>"), 0)
+            line = _inert(line)
+        size += len(line) + 1
+        if size > LONGEST:
+            fence, depth = before
+            break
+        told.append(line)
+    ending = [*([fence] if fence else []), *(["\n… the rest was left out"] if size > LONGEST else [])]
+    return "\n".join([*told, *ending]) + "\n\n</details>" * depth
 
 
 def _seen(line: str) -> str:
-    return report.UNSEEN.sub("", line)
+    return report.UNSEEN.sub("", "".join(c for c in line if c == "\t" or c.isprintable()))
 
 
 def _inert(line: str) -> str:
     line = re.sub(r"&(?=[#\w])", "&amp;", line)
-    line = re.sub(r"<(?=[a-zA-Z/!?])[^<>]*>?", lambda m: m[0] if m[0] in TAGS else f"‹{m[0].strip('<>')}›", line)
+    line = re.sub(r"<(?=[a-zA-Z/!?])[^<>]*>?", lambda tag: tag[0].replace("<", "‹").replace(">", "›"), line)
     for pattern, harmless in INERT:
         line = pattern.sub(harmless, line)
     return line
@@ -161,11 +173,14 @@ def body(run: Run, jobs: list[dict[str, Any]], text: str, saved: str) -> str:
     """Return the comment: what the checks concluded, the report, each check with its page."""
     verdict = next((job["conclusion"] for job in jobs if job["name"] == GATE), None)
     bad = [job["name"] for job in jobs if job["conclusion"] not in ("success", "skipped", None) and job["name"] != GATE]
-    told = "✅ all checks pass" if verdict == "success" else f"❌ {', '.join(map(report.code, bad)) or GATE} not passed"
+    named = ", ".join([*map(report.code, bad[:SHOWN]), *([f"{len(bad) - SHOWN} more"] if len(bad) > SHOWN else [])])
+    told = "✅ all checks pass" if verdict == "success" else f"❌ {named or GATE} not passed"
     rows = [
         f"| {MARKS.get(job['conclusion'], '❌')} | [{_plain(job['name'])}]({job['html_url']}) | {_took(job)} |"
-        for job in jobs
+        for job in jobs[:SHOWN]
     ]
+    if len(jobs) > SHOWN:
+        rows.append(f"| | … and {len(jobs) - SHOWN} more | |")
     head = f"**Checks of {run.head[:10]}:** {told} · [run]({run.url}){f' · {saved}' if saved else ''}"
     table = [
         "<details><summary>Checks</summary>",
@@ -177,11 +192,11 @@ def body(run: Run, jobs: list[dict[str, Any]], text: str, saved: str) -> str:
         "</details>",
     ]
     mark = f"<!-- ml-report run={run.number} attempt={run.attempt} -->"
-    return "\n".join([mark, head, "", text.strip(), "", *table, ""])
+    return "\n".join([mark, head, "", text.strip("\n"), "", *table, ""])
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^\w .()-]", "", name)
+    return re.sub(r"[^\w .()-]", "", name)[:80]
 
 
 def _seconds(job: dict[str, Any]) -> float:
@@ -217,16 +232,17 @@ def saving(github: GitHub, jobs: list[dict[str, Any]]) -> str:
 def publish(github: GitHub, number: int, text: str, run: Run) -> str:
     """Write the comment with CML where it is installed, else through the API; an older run never covers a newer one."""
     comments = [*github.pages(f"issues/{number}/comments")]
-    mine = [(at, comment) for at, comment in enumerate(comments) if _ours(comment)]
+    mine = _mine(comments)
     if mine and _mark(mine[-1][1]) > (run.number, run.attempt):
         return f"a newer report stands on #{number} already: nothing posted"
-    seen = [comment for comment in comments[:FIRST_PAGE] if f'"{WATERMARK}"' in comment["body"]]
+    seen = [comment for comment in comments[:FIRST_PAGE] if f'"{WATERMARK}"' in (comment["body"] or "")]
     if shutil.which("cml") and (not mine or (mine[-1][0] < FIRST_PAGE and seen[-1:] == [mine[-1][1]])):
         try:
             _cml("update" if mine else "create", number, text, github.token)
             return f"the report stands on #{number} (CML)"
         except UserError as error:
             print(f"::warning::{error}; the API is used instead")
+            mine = mine or _mine([*github.pages(f"issues/{number}/comments")])
     signed = f'{text}\n\n![](https://cml.dev/watermark.png#{run.head} "{WATERMARK}")'  # so that CML finds it
     if mine:
         github.send("PATCH", f"issues/comments/{mine[-1][1]['id']}", {"body": signed})
@@ -235,13 +251,14 @@ def publish(github: GitHub, number: int, text: str, run: Run) -> str:
     return f"the report stands on #{number}"
 
 
-def _ours(comment: dict[str, Any]) -> bool:
+def _mine(comments: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
     # Anybody can write a comment that looks like ours, but not as the workflow's own user.
-    return comment["user"]["login"] == BOT and MARK.search(comment["body"]) is not None
+    bots = [(at, c) for at, c in enumerate(comments) if (c["user"] or {}).get("login") == BOT]
+    return [(at, comment) for at, comment in bots if MARK.match(comment["body"] or "")]
 
 
 def _mark(comment: dict[str, Any]) -> tuple[int, int]:
-    match = MARK.search(comment["body"])
+    match = MARK.match(comment["body"])
     return int(match[1]), int(match[2])
 
 
