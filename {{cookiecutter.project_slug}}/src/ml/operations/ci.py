@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ml.errors import UserError
+from ml.errors import SourceError, UserError
 from ml.operations import bundle
 from ml.operations.github import GitHub
 from ml.pipeline.tables import write_bytes
@@ -125,7 +125,7 @@ def write_plan() -> str:
 
 def give(outputs: dict[str, str]) -> str:
     """Append a step's outputs to where GitHub reads them, and return them in lines."""
-    lines = "".join(f"{name}={value}\n" for name, value in outputs.items())
+    lines = "".join(f"{name}={' '.join(value.split())}\n" for name, value in outputs.items())
     _append("GITHUB_OUTPUT", lines)
     return lines
 
@@ -151,7 +151,8 @@ def baseline(base: str) -> str:
         command = [sys.executable, "-m", "ml.cli", "build"]
         done = subprocess.run(command, cwd=scratch, env=os.environ | own, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"the base's service cannot be built: {done.stderr.strip().splitlines()[-1][:300]}")
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1][:300]
+        raise UserError(f"the base's service cannot be built: {reason}")
     return done.stdout.strip().splitlines()[-1].split()[0]
 
 
@@ -169,7 +170,7 @@ def approver(told: dict[str, Any]) -> str:
     try:
         for review in GitHub.open().pages(f"pulls/{request['number']}/reviews"):
             if review["state"] != "COMMENTED":
-                said[review["user"]["login"].lower()] = review
+                said[_login(review)] = review
     except UserError as error:
         print(f"::warning::{error}: no approval counts")
         return ""
@@ -178,9 +179,14 @@ def approver(told: dict[str, Any]) -> str:
         for name, review in said.items()
         if review["state"] == "APPROVED"
         and review["commit_id"] == request["head"]["sha"]
-        and name in people - {request["user"]["login"].lower()}
+        and name in people - {_login(request)}
     ]
     return next(iter(sorted(agreed)), "")
+
+
+def _login(told: dict[str, Any]) -> str:
+    # Of a user who is gone nothing is told.
+    return (told["user"] or {}).get("login", "").lower()
 
 
 def owners(text: str, path: str) -> set[str]:
@@ -194,7 +200,7 @@ def owners(text: str, path: str) -> set[str]:
 
 
 def _owns(pattern: str, path: str) -> bool:
-    anchored = pattern.lstrip("/")
+    anchored = re.sub(r"^/?(\*\*/)*", "", pattern)
     if pattern.endswith("/"):
         return path.startswith(anchored)
     return pattern == "*" or fnmatch(path, anchored) or path.startswith(f"{anchored}/")
@@ -221,8 +227,12 @@ def _line(path: Path, result: Result) -> int | None:
     start = next((at for at, text in enumerate(lines) if text.startswith("gates:")), None)
     if start is None:
         return None
-    name = re.compile(rf"  {re.escape(result.gate)}:")
-    return next((at + 1 for at, text in enumerate(lines) if at > start and name.match(text)), start + 1)
+    for at, text in enumerate(lines[start + 1 :], start + 2):
+        if text.startswith(f"  {result.gate}:"):
+            return at
+        if re.match(r"[^\s#]", text):
+            break
+    return start + 1
 
 
 def _message(text: str) -> str:
@@ -241,13 +251,16 @@ def summary() -> str:
     _append("GITHUB_STEP_SUMMARY", (REVIEW / report.MARKDOWN).read_text(encoding="utf-8"))
     for line in annotations(verdict):
         print(line)
-    return verdict.headline
+    return report.clean(verdict.headline)
 
 
 def read_verdict() -> Verdict | None:
-    """Return the verdict that a review left here; None where there is none."""
+    """Return the verdict that a review left here, None where there is none; raise SourceError where it is damaged."""
     path = REVIEW / report.JSON
-    return Verdict.model_validate_json(path.read_bytes()) if path.is_file() else None
+    try:
+        return Verdict.model_validate_json(path.read_bytes()) if path.is_file() else None
+    except ValueError:
+        raise SourceError(f"{path} is no verdict: run make review") from None
 
 
 def write_report(needs: dict[str, Any]) -> str:
@@ -263,7 +276,7 @@ def write_report(needs: dict[str, Any]) -> str:
         text = without_verdict(results, plan_of(needs))
         write_bytes(text.encode(), REVIEW / report.MARKDOWN)
     _append("GITHUB_STEP_SUMMARY", text)
-    return verdict.headline if verdict else text.splitlines()[0].lstrip("# ")
+    return report.clean(verdict.headline if verdict else text.splitlines()[0].lstrip("# "))
 
 
 def plan_of(needs: dict[str, Any]) -> dict[str, str]:
@@ -274,8 +287,8 @@ def plan_of(needs: dict[str, Any]) -> dict[str, str]:
 def without_verdict(results: dict[str, str], planned: dict[str, str]) -> str:
     """Return the report of a run in which no model was reviewed."""
     failed = [name for name, result in results.items() if result in ("failure", "cancelled")]
-    if failed:
-        names = ", ".join(report.code(name) for name in failed)
+    if failed or results.get("model") == "success":
+        names = ", ".join(report.code(name) for name in failed or ["model"])
         return (
             f"## ❌ do not merge: no verdict was reached\n\n**Why:** {names} ended before the model could be judged. "
             "The log of that job says why, in its last line.\n"
