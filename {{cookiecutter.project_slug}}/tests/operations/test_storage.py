@@ -82,6 +82,27 @@ def test_a_clone_downloads_no_object_and_is_never_a_partial_one(laptop: Path, or
     assert git(other, "fsck", "--full") == ""
 
 
+@pytest.mark.parametrize("kind", ["--depth=1", "--filter=blob:none"], ids=["shallow", "partial"])
+def test_a_shallow_or_partial_clone_pulls_and_pushes_and_stays_as_it_is(
+    kind: str, laptop: Path, origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make({"data/a.parquet": b"other rows"}, "later")
+    storage.push()
+    git(origin, "config", "uploadpack.allowFilter", "true")
+    git(tmp_path, "clone", "--quiet", kind, origin.as_uri(), "runner")
+    monkeypatch.chdir(tmp_path / "runner")
+    before = git(Path.cwd(), "count-objects", "-v"), git(Path.cwd(), "config", "--local", "--list")
+
+    assert storage.pull([]) == "1 of 1 objects pulled"
+    written(objects.place(objects.CACHE, md5(b"trained here")), b"trained here")
+    lock = Path("dvc.lock")
+    lock.write_text(lock.read_text().replace(md5(b"other rows"), md5(b"trained here")))
+    assert storage.push().startswith("1 of 1 objects pushed")
+
+    assert md5(b"trained here") in stored(origin)
+    assert (git(Path.cwd(), "count-objects", "-v"), git(Path.cwd(), "config", "--local", "--list")) == before
+
+
 def test_twenty_writers_at_once_lose_nothing_and_need_no_second_try(laptop: Path, origin: Path, tmp_path: Path) -> None:
     common = written(tmp_path / "common", b"common")
     own = [{md5(part): written(tmp_path / f"own{at}", part)} for at in range(20) for part in [b"own %d" % at]]
