@@ -160,7 +160,7 @@ def test_a_clean_clone_with_the_readers_variables_has_it_all(project: Project, c
     assert clone.done("git", "status", "--short", "--untracked-files=no") == ""
 
 
-def test_without_the_variables_one_line_says_so(project: Project, cloud: Cloud, tmp_path: Path) -> None:
+def test_without_the_variables_one_line_says_so(project: Project, cloud: Cloud) -> None:
     nobody = {"AWS_ENDPOINT_URL": cloud.address, **NOBODY}
 
     assert "Unable to locate credentials" in refusal(project.run("ml", "storage", "check", **nobody))

@@ -436,6 +436,21 @@ def test_a_production_that_cannot_be_read_fails_the_gates_that_compare_with_it(
     assert metric(found).production is None
 
 
+def test_a_bucket_that_does_not_open_fails_the_gates_that_compare_and_says_why(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise RuntimeError("Unable to locate credentials")
+
+    kept(train.MODEL).unlink()
+    monkeypatch.setattr("dvc.data_cloud.DataCloud.pull", closed)
+
+    found = reviewed()
+
+    assert "cannot be fetched (Unable to locate credentials): check" in result(found, "harm").sentence
+    assert result(found, "floor").status == "passed"
+
+
 def test_a_lock_of_production_that_cannot_be_read_is_one_line(workshop: Path) -> None:
     own = Path("dvc.lock").read_text()
     Path("dvc.lock").write_text("stages: [")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml import refs
 from ml.errors import SourceError, UserError
-from ml.objects import Storage, here, in_refs
+from ml.objects import Storage, here, in_refs, lacking_plugin
 from ml.review.verdict import Code, Side
 
 if TYPE_CHECKING:
@@ -171,5 +171,9 @@ def _pull(md5: str, what: str) -> None:
     try:
         with Repo() as repo:
             repo.cloud.pull([HashInfo("md5", md5)])
-    except (DvcException, ObjectDBError, OSError):
+    except (DvcException, ObjectDBError, FileNotFoundError):
         return  # `stored` then says what is missing
+    except Exception as error:  # each kind of storage has types of its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        told = f"{what} ({md5[:8]}) cannot be fetched ({reason}): check the remote's address and your access"
+        raise SourceError(lacking_plugin(reason) or told) from None
