@@ -31,6 +31,7 @@ import github as fake
 from conftest import PRODUCT, ROOT, clean_environment, require
 from real import Project
 from ruamel.yaml import YAML
+from server import serving
 
 OWNER = "octocat"
 DEPENDABOT = "dependabot[bot]"
@@ -227,7 +228,7 @@ class World:
             require(tool)
         source = project if isinstance(project, Project) else Project(project)
         name = name or f"{OWNER}/{source.folder.name}"
-        with fake.GitHub.open(folder / "github") as github:
+        with serving(folder / "github") as github:
             repository = github.repository(name, private=private)
             place = join(folder / "owner", github, repository, source, OWNER)
             venv = (source / ".venv").resolve() if (source / ".venv/.stamp").exists() else None
@@ -351,7 +352,7 @@ class World:
         record.state, record.merged = "closed", True
         self.github.refresh(self.repository)
         self.owner.git("fetch", "--quiet", "origin")
-        self.owner.git("branch", "--quiet", "--force", "main", "origin/main")
+        self.owner.git("checkout", "--quiet", "--force", "-B", "main", "origin/main")
         return self.push(before=before)
 
     def report(self, run: Run, **more: object) -> Run:
