@@ -150,9 +150,10 @@ def references(source: Path) -> set[str]:
 
 
 def stand_in(use: str) -> Path:
-    """Return the folder that stands in for a `uses`; fail where there is none."""
-    folder = STAND_INS / use.partition("@")[0].split("/")[-1]
-    assert folder.is_dir(), f"no stand-in for {use}: add one to {STAND_INS}"
+    """Return the folder that stands in for a repository of `uses`; fail where there is none."""
+    _, name, *below = use.partition("@")[0].split("/")
+    folder = STAND_INS / name
+    assert folder.joinpath(*below, "action.yml").is_file(), f"no stand-in for {use}: add one to {STAND_INS}"
     return folder
 
 

@@ -180,12 +180,28 @@ def test_one_artifact_comes_into_the_folder_and_several_into_folders_of_their_na
     assert listed[-1] == "number is 7"
 
 
-def test_main_does_not_read_the_caches_of_a_pull_request_that_reads_those_of_main(world: World, failed: Run) -> None:
+def test_a_pull_request_reads_the_caches_of_main(failed: Run) -> None:
     assert "hit=false held=7" in failed.log("build")
 
-    again = world.run("checks.yml", world.dispatch("checks.yml"))
 
-    assert "hit=true held=7" in again.log("build")
+def test_main_does_not_read_the_caches_of_a_pull_request(world: World, failed: Run, tmp_path: Path) -> None:
+    (kept,) = (world.folder / "caches/refs%pull%1%merge").glob("*/kept-*")
+
+    of_pull = restored(world, kept.name, "refs/pull/1/merge", tmp_path)
+    of_main = restored(world, kept.name, "refs/heads/main", tmp_path)
+
+    assert (of_pull, (tmp_path / "kept/number.txt").read_text()) == (f"Cache restored from key: {kept.name}\n", "3\n")
+    assert of_main == f"Cache not found for input keys: {kept.name}\n"
+
+
+def restored(world: World, key: str, ref: str, folder: Path) -> str:
+    """Return what the stand-in for the cache says to a run on a ref."""
+    (folder / "event.json").write_text("{}")
+    files = {name: str(folder / name) for name in ("GITHUB_OUTPUT", "GITHUB_STATE")}
+    files |= {"GITHUB_EVENT_PATH": str(folder / "event.json"), "GITHUB_WORKSPACE": str(folder)}
+    inputs = {"INPUT_KEY": key, "INPUT_PATH": "kept", "GITHUB_REF": ref, "PYTHONPATH": str(STAND_INS)}
+    caches = {"STAND_INS_CACHES": str(world.folder / "caches")}
+    return world.owner.project.done(sys.executable, STAND_INS / "cache/main.py", **files, **inputs, **caches)
 
 
 def test_dispatches_and_merge_groups_run_on_their_own_ref(world: World, smaller: PullRequest) -> None:
