@@ -296,11 +296,11 @@ def test_cml_refuses(world: World, arguments: tuple[str, ...], expected: str, tm
     assert expected in result.stderr
 
 
-def test_a_tool_that_cannot_be_installed_fails_its_step(opened: World) -> None:
+def test_an_action_that_is_missing_fails_its_step(opened: World) -> None:
     pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
     run = uploaded(opened, pull)
 
-    report = opened.report(run, missing=("cml",))
+    report = opened.report(run, missing=("setup-cml",))
 
     assert report.step("comment", "iterative/setup-cml").outcome == "failure"
     assert report.jobs["comment"] == "success"

@@ -372,7 +372,7 @@ class World:
         runners: tuple[str, ...] = ("ubuntu-24.04",),
         again: Run | None = None,
     ) -> Run:
-        """Run a workflow of the event's commit and return what it did; `missing` tools cannot be installed.
+        """Run a workflow of the event's commit and return what it did; `missing` actions, such as setup-cml, fail.
 
         With `again`, all jobs of that run are run again.
         """

@@ -7,8 +7,6 @@ from stand_in import append, fail, true
 
 if true("vega"):
     fail("npm ERR! canvas@2: no prebuilt binary for this Node (vega: false leaves it out)")
-if "cml" in os.environ.get("STAND_INS_MISSING", "").split():
-    fail("Unexpected HTTP response: 503")
 folder = Path(os.environ["RUNNER_TEMP"]) / "cml"
 folder.mkdir(parents=True, exist_ok=True)
 program = Path(os.environ["STAND_INS"]) / "setup-cml/cml.py"
