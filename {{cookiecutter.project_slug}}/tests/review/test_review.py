@@ -924,7 +924,9 @@ def test_ml_review_fails_with_the_headline(workshop: Path, capsys: pytest.Captur
     write_params({"gates.lock": False})
 
     assert cli.main(["review", "--against", "main", "--base", "main"]) == 1
-    assert capsys.readouterr().err == "ml: do not merge: gates failed\n"
+    shown = capsys.readouterr()
+    assert shown.err == "ml: do not merge: gates failed\n"
+    assert "becomes false; to merge: take the change back, or have a code owner approve it\n" in shown.out
     assert cli.main(["review", "--approved", "Ada"]) == 0
 
 

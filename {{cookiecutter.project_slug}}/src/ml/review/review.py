@@ -347,7 +347,8 @@ def lines(verdict: Verdict) -> list[str]:
     """Return the verdict as a terminal shows it."""
     width = max(len(result.gate) for result in verdict.results)
     against = f"against {verdict.production.ref}" if verdict.production else "the first model"
-    told = [f"{result.gate:<{width}}  {result.status:<10}  {result.sentence}" for result in verdict.results]
+    mends = {result.gate: f"; to merge: {result.remedy}" for result in verdict.blocked if result.remedy}
+    told = [f"{r.gate:<{width}}  {r.status:<10}  {r.sentence}{mends.get(r.gate, '')}" for r in verdict.results]
     ending = [] if verdict.blocked else [verdict.headline]
     return [*told, *verdict.notes, f"{FOLDER}/report.html ({against})", *ending]
 
