@@ -458,6 +458,15 @@ def test_the_card_of_hostile_facts_is_harmless_and_its_front_matter_still_parsed
     assert_harmless(text.split("---\n", 2)[2])
 
 
+@pytest.mark.parametrize("dirty", [True, False])
+def test_the_card_says_where_no_commit_holds_what_made_the_model(dirty: bool) -> None:
+    made = verdicts.full().candidate.model_copy(update={"dirty": dirty})
+
+    text = card(verdicts.full(candidate=made), FACTS)
+
+    assert f"- Commit: `{FACTS['commit']}`{', with changes that no commit holds' if dirty else ''}\n" in text
+
+
 @pytest.mark.parametrize("name", sorted(set(FACTS) - {"settings"}))
 @pytest.mark.parametrize("gone", [True, False], ids=["gone", "empty"])
 def test_a_card_with_a_field_missing_is_refused_by_its_name(name: str, gone: bool) -> None:
