@@ -94,8 +94,8 @@ class Wrk:
 
 
 @contextmanager
-def running(server: Server, log: Path) -> Iterator[str]:
-    """Yield the root of the server's address while it runs; whoever asks waits until it is ready."""
+def running(server: Server, log: Path) -> Iterator[tuple[str, int]]:
+    """Yield the root of the server's address and its process; whoever asks waits until it is ready."""
     port = free_port()
     command = [str(word).format(port=port) for word in server.command]
     with log.open("w") as file:
@@ -103,7 +103,7 @@ def running(server: Server, log: Path) -> Iterator[str]:
             command, cwd=server.cwd, env=server.environment, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
         if process.poll() is not None:
             raise CommandFailedError(f"`{' '.join(command)}` ended\n{tail(log)}")
     finally:
@@ -114,6 +114,14 @@ def running(server: Server, log: Path) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def processor_time(process: int) -> float:
+    """Return the seconds of processor time that a process and those below it have used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    children = [pid for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_time(int(pid)) for pid in children)
 
 
 def await_answer(url: str, body: bytes | None, log: Path, pause: float = 0.2) -> None:

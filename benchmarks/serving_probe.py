@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 DRAWS = 2000
@@ -76,6 +76,37 @@ def alone(path: str) -> dict[str, float]:
             list(pool.map(run, chunks))
             found[name] = sum(len(next(iter(chunk.values()))) for chunk in chunks) / (perf_counter() - start)
     return found
+
+
+def parts(count: str) -> dict[str, float]:
+    """Return the milliseconds of processor time that the parts of an answer to so many rows take."""
+    import orjson
+
+    from ml.serving import build
+    from ml.serving.body import read_rows
+    from ml.serving.request import Scorer
+
+    scorer = Scorer(build.MODEL)
+    body = json.dumps({"rows": rows(count)}).encode()
+    read = read_rows(body, int(count))
+    columns = scorer.contract.columns(read).columns
+    scores = scorer.score(columns)
+    return {
+        "reading the JSON": least(lambda: read_rows(body, int(count))),
+        "the contract": least(lambda: scorer.contract.columns(read)),
+        "the model": least(lambda: scorer.score(columns)),
+        "the answer": least(lambda: orjson.dumps(scorer.predictions(scores))),
+    }
+
+
+def least(call: Callable[[], Any]) -> float:
+    """Return the milliseconds of processor time of the quickest of some calls."""
+    taken = []
+    for _ in range(50):
+        start = thread_time()
+        call()
+        taken.append(thread_time() - start)
+    return 1000 * min(taken)
 
 
 def words(tag: str, base: str, network: str) -> list[str]:
@@ -195,6 +226,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "fields": fields,
     "tile": tile,
     "alone": alone,
+    "parts": parts,
     "words": words,
     "retouch": retouch,
     "loadtest": loadtest,

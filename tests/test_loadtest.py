@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from conftest import require
 from real import Project
 
 pytestmark = pytest.mark.slow
-SOON = {"  starts: 8": "  starts: 3", "  rounds: 4 ": "  rounds: 2 "}
+SOON = {"  starts: 4": "  starts: 3", "  rounds: 8 ": "  rounds: 2 "}
 WIDE = {"p50: 1.15": "p50: 2.5", "p95: 1.2": "p95: 4.0", "p99: 1.5": "p99: 9.0", "throughput: 0.87": "throughput: 0.4"}
 SCORE = "        found = self.session.run("
 SLOW = f"        import time\n        time.sleep(0.02)\n{SCORE}"
@@ -35,6 +37,16 @@ def result(project: Project) -> dict:
     return json.loads((project / "reports/service/result.json").read_text())
 
 
+def left_below(folder: Path) -> list[str]:
+    """Return the processes that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if Path(os.readlink(process / "cwd")).is_relative_to(folder):
+                found.append((process / "cmdline").read_text())
+    return found
+
+
 def test_a_service_beside_itself_passes_and_the_review_reads_it(project: Project, tag: str) -> None:
     said = project.done(require("make"), "loadtest", f"ARGS=--baseline {tag}")
 
@@ -45,6 +57,7 @@ def test_a_service_beside_itself_passes_and_the_review_reads_it(project: Project
     rounds = json.loads((project / "reports/service/rounds.json").read_text())["rounds"]
     assert [len(rounds[side]) for side in ("candidate", "baseline")] == [6, 6]
     assert all(part["errors"] == 0 for side in rounds.values() for part in side)
+    assert left_below(project / ".bentoml/bentos") == []
 
 
 def test_a_much_slower_service_fails_and_is_named(project: Project, tag: str) -> None:

@@ -137,8 +137,8 @@ gates:
 loadtest:
   users: 8
   seconds: 0.5
-  starts: 8
-  rounds: 4
+  starts: 4
+  rounds: 8
   budget: 80
   sizes: [1, 1, 1, 1, 10, 100]
   invalid: 0.02

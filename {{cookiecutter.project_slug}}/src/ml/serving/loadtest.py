@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +37,7 @@ BODIES = 400
 START = 90.0  # seconds
 WARM = 0.5
 LEAST = 3  # starts, whatever they take
+CONFIDENCE = 0.99
 SIDES = ("candidate", "baseline")
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 LIMITS = {"cpus": "1", "memory": "1g"}  # of a container
@@ -192,23 +193,27 @@ def paired(
 
 
 def ratios(candidate: Rounds, baseline: Rounds) -> dict[str, tuple[float, float, float]]:
-    """Return candidate over baseline of each figure, and the 95 % t-interval of that over the starts.
+    """Return candidate over baseline of each figure, and the interval of that over the pairs of all starts."""
+    pairs = [*zip(flat(candidate), flat(baseline), strict=True)]
+    return {
+        name: tuple(np.exp(_middle([math.log(a.figures()[name] / b.figures()[name]) for a, b in pairs])))
+        for name in (*QUANTILES, "throughput")
+    }
 
-    A start counts as the median of its pairs' logarithms, so that a pair that something else disturbed does not.
+
+def _middle(values: list[float]) -> tuple[float, float, float]:
+    """Return the mean of the middle half, which disturbed pairs do not move, and its interval.
+
+    The quarter at each end counts as its border for the deviation (Tukey and McLaughlin 1963, Sankhya A 25).
     """
     from scipy import stats
 
-    found = {}
-    for name in (*QUANTILES, "throughput"):
-        logs = np.array(
-            [
-                np.median([math.log(a.figures()[name] / b.figures()[name]) for a, b in zip(one, other, strict=True)])
-                for one, other in zip(candidate, baseline, strict=True)
-            ]
-        )
-        half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-        found[name] = tuple(math.exp(logs.mean() + side * half) for side in (0, -1, 1))
-    return found
+    ordered = np.sort(values)
+    cut = len(ordered) // 4
+    kept = ordered[cut : len(ordered) - cut]
+    deviation = np.clip(ordered, kept[0], kept[-1]).std(ddof=1) * len(ordered) / len(kept)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(kept) - 1) * deviation / math.sqrt(len(ordered))
+    return kept.mean(), kept.mean() - half, kept.mean() + half
 
 
 def verdict(
@@ -349,8 +354,8 @@ def serving(root: Path, what: str, network: str | None = None) -> Iterator[tuple
 def _bento(folder: Path) -> Iterator[tuple[str, Ended]]:
     port = _free_port()
     with TemporaryDirectory(prefix="loadtest-") as scratch:
-        # Two services with one folder of metrics would count together.
-        own = {"BENTOML_HOME": scratch, "PROMETHEUS_MULTIPROC_DIR": f"{scratch}/metrics"}
+        # Two services with one folder of metrics would count together; nobody waits for answers at the end.
+        own = {"BENTOML_HOME": scratch, "PROMETHEUS_MULTIPROC_DIR": f"{scratch}/metrics", "ML_DRAIN": "0"}
         log = Path(scratch, "log")
         with log.open("w") as file:
             command = [sys.executable, "-m", "bentoml", "serve", build.SERVICE, "--port", str(port)]
@@ -365,10 +370,9 @@ def _bento(folder: Path) -> Iterator[tuple[str, Ended]]:
         try:
             yield f"http://127.0.0.1:{port}", lambda: log.read_text() if process.poll() is not None else None
         finally:
-            # Nobody waits for its answers, and a polite end would take `serve.drain` seconds.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(timeout=30)
 
 
 @contextmanager
