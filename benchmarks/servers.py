@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -42,12 +43,16 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """What a round of wrk saw: requests a second, milliseconds, and how many cores wrk itself took."""
+    """What a round of wrk saw: requests a second, milliseconds, and how many cores wrk itself took.
+
+    `spent` is the server's processor time of a request in milliseconds, where it was asked for.
+    """
 
     rate: float
     p50: float
     p99: float
     cores: float
+    spent: float = math.nan
 
 
 @dataclass(frozen=True)

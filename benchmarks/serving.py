@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
@@ -154,6 +155,13 @@ class Serving(Bench):
             self.wrk.load(root + server.path, self.bodies(1, server.key), CONNECTIONS, 2)
             yield root + server.path
 
+    def load(self, address: str, bodies: Path, connections: int) -> Load:
+        """Return a round of wrk with the processor time that the server took for a request."""
+        before = processor_time(self.pids[address])
+        load = self.wrk.load(address, bodies, connections, self.seconds)
+        used = processor_time(self.pids[address]) - before
+        return replace(load, spent=1000 * used / (load.rate * self.seconds))
+
     def bodies(self, size: int, key: str = "rows") -> Path:
         """Return the file of requests with so many rows each."""
         return self.wrk.bodies(key, self.rows, [size], 64 if size == 1 else 4)
@@ -217,7 +225,7 @@ class Serving(Bench):
             for _ in range(ROUNDS):
                 for name in chance.sample([*addresses], len(addresses)):
                     address, seconds = addresses[name], self.seconds
-                    rounds[name].append(self.wrk.load(address, many, BULK, seconds))
+                    rounds[name].append(self.load(address, many, BULK))
                     if name not in small:
                         continue
                     small[name][0].append(self.wrk.load(address, one, FEW, seconds))
@@ -242,9 +250,11 @@ class Serving(Bench):
                 f"{middle(beside, 'rate'):,.0f} requests/s beside"
                 for name, (quiet, beside) in small.items()
             )
-            + f". Of a request's processor time in ours ({sum(parts.values()):.1f} ms), "
+            + ". Processor time of a request: "
+            + ", ".join(f"{name} {middle(loads, 'spent'):.1f} ms" for name, loads in rounds.items())
+            + "; of ours, "
             + ", ".join(f"{name} takes {milliseconds:.1f}" for name, milliseconds in parts.items())
-            + ".",
+            + " where it runs alone.",
         )
 
     def workers(self) -> Found:
@@ -263,7 +273,7 @@ class Serving(Bench):
             }
             for _ in range(ROUNDS):
                 for count in chance.sample([*rounds], 2):
-                    rounds[count].append(self.wrk.load(addresses[count], self.bodies(1), CONNECTIONS, self.seconds))
+                    rounds[count].append(self.load(addresses[count], self.bodies(1), CONNECTIONS))
         times = over(rounds["2"], rounds["1"], "rate")
         return Found(
             f"{times:.2f} ×",
@@ -273,7 +283,8 @@ class Serving(Bench):
             f"Requests/s: {middle(rounds['1'], 'rate'):,.0f} and {middle(rounds['2'], 'rate'):,.0f}. wrk shares the "
             f"{os.cpu_count()} cores: it took {middle(rounds['1'], 'cores'):.2f} of them beside one worker and "
             f"{middle(rounds['2'], 'cores'):.2f} beside two, so {os.cpu_count()} cores leave two workers at most "
-            f"{(os.cpu_count() or 1) - middle(rounds['2'], 'cores'):.2f}.",
+            f"{(os.cpu_count() or 1) - middle(rounds['2'], 'cores'):.2f}. Processor time of a request: "
+            f"{middle(rounds['1'], 'spent'):.2f} ms with one worker, {middle(rounds['2'], 'spent'):.2f} ms with two.",
         )
 
     def batch(self) -> Found:
@@ -425,30 +436,24 @@ class Serving(Bench):
         chance, server, share, times = random.Random(0), self.server(OURS), SLOWER - 1, 0.0
         code = place / "ml/serving/service.py"
         usual = code.read_text()
+        bodies = self.wrk.bodies("rows", self.rows, MIXED, 60)
         with self.up("usual", server) as address:
             for attempt in range(4):
                 share *= (SLOWER - 1) / max(times - 1, 0.05) if attempt else 1
                 code.write_text(usual.replace("\n    def respond(", BURN.format(share=share), 1))
                 slow = Server(server.command, place, self.environment())
                 with self.up("slow", slow) as other:
-                    spent: dict[str, list[float]] = {address: [], other: []}
+                    rounds: dict[str, list[Load]] = {address: [], other: []}
                     for _ in range(ROUNDS):
-                        for side in chance.sample([*spent], 2):
-                            spent[side].append(self._spent(side))
-                times = median(slower / usual for slower, usual in zip(spent[other], spent[address], strict=True))
+                        for side in chance.sample([*rounds], 2):
+                            rounds[side].append(self.load(side, bodies, FEW))
+                times = over(rounds[other], rounds[address], "spent")
                 if abs(times - SLOWER) < 0.02:
                     break
         return (
             f"The slower service burns {share:.2f} × the processor time of its handler, so that a request takes "
-            f"{times:.2f} × the processor time of the usual one ({1000 * median(spent[address]):.2f} ms)."
+            f"{times:.2f} × the processor time of the usual one ({middle(rounds[address], 'spent'):.2f} ms)."
         )
-
-    def _spent(self, address: str) -> float:
-        """Return the seconds of processor time that a server takes for a request of mixed size."""
-        bodies = self.wrk.bodies("rows", self.rows, MIXED, 60)
-        before = processor_time(self.pids[address])
-        load = self.wrk.load(address, bodies, FEW, self.seconds)
-        return (processor_time(self.pids[address]) - before) / (load.rate * self.seconds)
 
 
 def middle(loads: Sequence[Load], what: str) -> float:

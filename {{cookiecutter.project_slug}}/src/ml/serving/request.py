@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import operator
 import re
@@ -126,7 +127,7 @@ class Field:
 
     def _numbers(self, values: Sequence[float | None]) -> tuple[np.ndarray, int] | None:
         try:
-            column = np.array(values, dtype=np.float64)
+            column = np.fromiter(values, np.float64, len(values))
         except OverflowError:
             return None
         known = column[~np.isnan(column)]
@@ -197,8 +198,10 @@ class Contract:
 
     def _values(self, rows: list[Any]) -> tuple[list[Sequence[Any]], bool]:
         """Return the values by field, and whether each row is known to have all fields and no other."""
+        count = len(self.fields)
         try:
-            return list(zip(*map(self._take, rows), strict=True)), set(map(len, rows)) == {len(self.fields)}
+            values = list(itertools.chain.from_iterable(map(self._take, rows)))
+            return [values[at::count] for at in range(count)], set(map(len, rows)) == {count}
         except (KeyError, TypeError):
             named = [row if type(row) is dict else {} for row in rows]
             return [[row.get(field.name) for row in named] for field in self.fields], False
@@ -262,19 +265,25 @@ class Scorer:
     def predictions(self, scores: np.ndarray) -> list[dict[str, Any]]:
         """Return one answer a row; a score that is not finite is null, for JSON has no other word for it."""
         contract = self.contract
-        rows = scores.tolist() if np.isfinite(scores).all() else np.where(np.isfinite(scores), scores, None).tolist()
         match contract.task:
             case "regression":
-                return [{"value": row[0]} for row in rows]
+                return [{"value": value} for value in _listed(scores[:, 0])]
             case "binary":
                 at = contract.threshold
-                return [{"score": row[1], "decision": row[1] is not None and row[1] >= at} for row in rows]
+                return [
+                    {"score": score, "decision": score is not None and score >= at} for score in _listed(scores[:, 1])
+                ]
             case _:
                 labels = scores.argmax(axis=1).tolist()
                 return [
                     {"label": contract.classes[label], "probabilities": dict(zip(contract.classes, row, strict=True))}
-                    for label, row in zip(labels, rows, strict=True)
+                    for label, row in zip(labels, _listed(scores), strict=True)
                 ]
+
+
+def _listed(scores: np.ndarray) -> list[Any]:
+    finite = np.isfinite(scores)
+    return (scores if finite.all() else np.where(finite, scores, None)).tolist()
 
 
 def _whole(value: Any) -> bool:

@@ -22,7 +22,8 @@ import orjson
 
 from ml.serving.body import RequestError
 
-LARGE = 16_384  # bytes; a larger body is checked and scored in the thread
+LARGE = 16_384  # bytes; a larger body is checked and scored in a thread
+LANES = 2  # of these threads
 HELD = 32  # times limits.bytes that large bodies may take together
 LINGER = 16  # times limits.bytes that are still read, and thrown away, after a refusal
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -81,8 +82,9 @@ class Routes:
         self.app = app
         self.draining = False
         self.held = 0
-        # One thread: more would only take turns, and take them from the others' requests.
-        self.pool = ThreadPoolExecutor(1, "large-bodies")
+        # More than one, so that one body is read while the model scores another; never two of them in Python, where
+        # they would take turns from each other and from the small requests.
+        self.pool, self.turn = ThreadPoolExecutor(LANES, "large-bodies"), threading.Lock()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -130,7 +132,7 @@ class Routes:
                 if len(body) <= LARGE:
                     return self.service.respond(body, head.identity)
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self.pool, self.service.respond, body, head.identity)
+                return await loop.run_in_executor(self.pool, self.service.respond, body, head.identity, self.turn)
         except TimeoutError:
             error = f"not answered in {self.service.timeout:g} s" if body else "the body did not arrive in time"
             raise RequestError(error, status=504 if body else 408) from None
@@ -215,7 +217,7 @@ class Routes:
         loop = asyncio.get_running_loop()
         for _ in range(WARM):
             self.service.warm_up()
-        await loop.run_in_executor(self.pool, self.service.warm_up)
+        await asyncio.gather(*(loop.run_in_executor(self.pool, self.service.warm_up) for _ in range(LANES)))
         await asked(whole, {**SCOPE, "path": "/livez", "raw_path": b"/livez"})
         # What is here stays; the collector must not walk it again, nor stop requests as often as by default.
         gc.collect()

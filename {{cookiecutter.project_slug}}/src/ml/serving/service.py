@@ -8,6 +8,7 @@ asked for, adaptive batching.
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from ml.serving.routes import Routes
 from ml.serving.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+ALONE = nullcontext()
 
 
 def load(root: Path) -> tuple[Contract, Settings]:
@@ -90,7 +92,7 @@ class Predictor:
     )
     async def predict(self, rows: Rows) -> Predictions:
         """Score rows that the routes have checked; only batches come this way."""
-        return self.scored(CONTRACT.columns(rows).columns)
+        return self.predicted(self.scorer.score(CONTRACT.columns(rows).columns))
 
     @bentoml.on_startup
     def describe(self) -> None:
@@ -125,9 +127,8 @@ class Predictor:
             self.metrics.count_unknown(unknown)
         return rows, columns
 
-    def scored(self, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Return one prediction a row, and count the scores."""
-        scores = self.scorer.score(columns)
+    def predicted(self, scores: np.ndarray) -> list[dict[str, Any]]:
+        """Return one prediction a row of scores, and count these."""
         self.metrics.count_scores(scores, CONTRACT.task)
         return self.scorer.predictions(scores)
 
@@ -141,10 +142,16 @@ class Predictor:
         """Return the answer to all rows of a request."""
         return {"model": self.scorer.digest, "predictions": predictions}
 
-    def respond(self, body: bytes, identity: bytes) -> bytes:
-        """Return the answer to a body; raise RequestError and nothing else for one that cannot be answered."""
-        rows, columns = self.checked(body)
-        return self.answered(rows, self.scored(columns), identity)
+    def respond(self, body: bytes, identity: bytes, turn: AbstractContextManager[Any] = ALONE) -> bytes:
+        """Return the answer to a body; raise RequestError and nothing else for one that cannot be answered.
+
+        `turn` is held while Python works, and not while the model does.
+        """
+        with turn:
+            rows, columns = self.checked(body)
+        scores = self.scorer.score(columns)
+        with turn:
+            return self.answered(rows, self.predicted(scores), identity)
 
 
 Predictor.add_asgi_middleware(Routes)
