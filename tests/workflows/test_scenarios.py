@@ -460,4 +460,3 @@ def test_the_first_push_of_a_new_repository_is_green_without_a_lock(light: Proje
 
 def test_every_job_of_every_workflow_has_a_scenario_that_executes_it() -> None:
     assert undeclared() == set()
-
