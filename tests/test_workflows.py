@@ -188,3 +188,100 @@ def test_dependabot_watches_both_layers_weekly_in_groups_after_a_week() -> None:
         assert update["schedule"]["interval"] == "weekly"
         assert update["cooldown"]["default-days"] == 7
         assert len(update["groups"]) == 1
+
+
+def product(name: str) -> dict:
+    return load((ROOT / PRODUCT / ".github/workflows" / f"{name}.yml").read_text())
+
+
+# What starts on a change that nobody has reviewed, so that its own code runs.
+UNREVIEWED = {"pull_request", "merge_group"}
+
+
+def rights_of(job: dict) -> set[str]:
+    return {name for name, level in job["permissions"].items() if level == "write"}
+
+
+def unsafe_jobs(document: dict) -> list[str]:
+    """Return the jobs that run unreviewed code and may write or know a secret; a cloud's own rules bound id-token."""
+    return [
+        name
+        for name, job in document["jobs"].items()
+        if rights_of(job) - {"id-token"} or "secrets." in str(job) or job.get("secrets")
+    ]
+
+
+@pytest.mark.parametrize("path", [p for p in workflows() if UNREVIEWED & set(load(p.read_text())["on"])], ids=named)
+def test_no_job_that_runs_unreviewed_code_may_write_or_knows_a_secret(path: Path) -> None:
+    assert unsafe_jobs(load(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"permissions": {"contents": "write"}}, {"env": {"KEY": "${{ secrets.KEY }}"}}, {"secrets": "inherit"}],
+    ids=["a right", "a secret", "all secrets"],
+)
+def test_a_job_that_could_be_misused_is_found(change: dict) -> None:
+    document = product("pull-request")
+    document["jobs"]["model"] |= change
+
+    assert unsafe_jobs(document) == ["model"]
+
+
+def test_only_the_login_to_a_cloud_asks_for_an_identity_and_only_where_data_is_read() -> None:
+    jobs = product("pull-request")["jobs"]
+
+    assert {name for name, job in jobs.items() if rights_of(job)} == {"data", "model", "service"}
+
+
+def test_a_pull_request_is_checked_on_every_push_whatever_it_changes() -> None:
+    starts = product("pull-request")["on"]
+
+    # A filter of paths or kinds would leave the required check waiting, or skipped, which counts as passed.
+    assert starts["pull_request"] is None
+    assert starts["merge_group"] is None
+    assert starts["push"] == {"branches": ["main"]}
+    assert "pull_request_target" not in starts
+
+
+def test_two_pull_requests_never_cancel_each_other_and_main_is_never_cancelled() -> None:
+    concurrency = product("pull-request")["concurrency"]
+
+    assert concurrency["group"].startswith("${{ github.workflow }}-${{ github.event.pull_request.number ||")
+    assert concurrency["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
+    assert product("report")["concurrency"]["cancel-in-progress"] is False
+
+
+def test_the_report_runs_the_default_branch_alone() -> None:
+    document = product("report")
+
+    assert set(document["on"]) == {"workflow_run"}
+    assert document["on"]["workflow_run"]["workflows"] == [product("pull-request")["name"]]
+    checkouts = [step for step in steps_of(document) if "actions/checkout@" in step.get("uses", "")]
+    assert [step["with"] for step in checkouts] == [{"persist-credentials": False}] * len(document["jobs"])
+    # Its own artifacts are read by code that checks them, never unpacked by an action into the work tree.
+    assert not [step for step in steps_of(document) if "download-artifact@" in step.get("uses", "")]
+
+
+def test_every_step_of_a_project_is_a_make_target() -> None:
+    scripts = {
+        line.strip()
+        for path in workflows()
+        if PRODUCT in path.parts
+        for name, job in load(path.read_text())["jobs"].items()
+        if name != "all-checks-pass"
+        for step in job["steps"]
+        for line in step.get("run", "").splitlines()
+    }
+
+    assert scripts
+    assert [line for line in scripts if not re.match(r"make [a-z]+( |$)", line)] == []
+
+
+def test_every_uploaded_artifact_is_downloaded_by_someone_or_read_through_the_api() -> None:
+    steps = [*steps_of(product("pull-request"))]
+    sent = {step["with"]["name"] for step in steps if "upload-artifact@" in step.get("uses", "")}
+    taken = {step["with"].get("name") for step in steps if "download-artifact@" in step.get("uses", "")}
+
+    assert sent == {"data", "trained", "review-model", "review-service", "report"}
+    assert taken == {"data", "trained", None}
