@@ -250,6 +250,12 @@ def _dispatch(github: GitHub, asked: Asked, file: str) -> Answer:
     return Answer(204)
 
 
+@route("POST", "/actions/runs/{number}/rerun-failed-jobs", "actions")
+def _rerun(github: GitHub, asked: Asked, number: str) -> Answer:
+    _run_of(asked.repository, number)
+    return Answer(201)
+
+
 @route("GET", "/actions/runs/{number}", "actions")
 def _run(github: GitHub, asked: Asked, number: str) -> dict:
     return github.run_json(asked.repository, _run_of(asked.repository, number))
@@ -269,6 +275,8 @@ def _jobs(github: GitHub, asked: Asked, number: str, attempt: str = "1") -> List
                 "name": job.name,
                 "status": job.status,
                 "conclusion": job.conclusion,
+                "started_at": job.started,
+                "completed_at": job.completed,
                 "steps": job.steps,
                 "html_url": f"{github.address}/{asked.repository.name}/actions/runs/{run.id}/job/{job.id}",
             }

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import zipfile
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 NEVER = "0" * 40
@@ -52,6 +53,11 @@ MERGER = {
 def number_of(file: Path) -> int:
     """Return the same number for the same path."""
     return int(hashlib.sha256(str(file).encode()).hexdigest()[:8], 16)
+
+
+def now() -> str:
+    """Return the time as the API writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,8 @@ class Job:
     status: str = "queued"
     conclusion: str | None = None
     steps: list[dict] = field(default_factory=list)
+    started: str | None = None
+    completed: str | None = None
 
 
 @dataclass

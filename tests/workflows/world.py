@@ -476,7 +476,8 @@ class World:
                 record.jobs = [each for each in record.jobs if each.name != job.id]
                 known = fake.Job(self.github.next_id(), job.name)
                 record.jobs.append(known)
-            known.status = status
+            known.status, known.started = status, known.started or fake.now()
+            known.completed = known.completed or (fake.now() if status == "completed" else None)
             known.conclusion = job.conclusion if status == "completed" else None
 
     def finish(self, record: fake.Run, outcome: act.Outcome) -> None:

@@ -193,6 +193,7 @@ CI = {
     "report": "write the one report of a run; NEEDS holds its jobs as JSON",
     "comment": "post the report of a run on its pull request",
     "commit-lock": "publish and commit what a run trained",
+    "store": "store what main's own run had to make",
 }
 
 
@@ -230,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
     words["take"].add_argument("--folder", type=Path, help="a bundle that is here already")
     words["ci"].add_argument("action", choices=CI, help="; ".join(f"{name}: {what}" for name, what in CI.items()))
     words["ci"].add_argument("--base", default="", metavar="COMMIT", help="the base, for `baseline` (default: none)")
-    words["ci"].add_argument("--run", type=int, metavar="ID", help="the run, for `comment` and `commit-lock`")
+    words["ci"].add_argument("--run", type=int, metavar="ID", help="the run, for `comment`, `commit-lock` and `store`")
     words["ci"].add_argument("--dispatch", action="store_true", help="`commit-lock` starts the checks by hand")
     words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
     words["github"].add_argument("--dry-run", action="store_true", help="change nothing, say what would be set")

@@ -327,6 +327,12 @@ def _publish(words: Any) -> str:
     return publish.commit_lock(words.run, dispatch=words.dispatch) + "\n"
 
 
+def _store(words: Any) -> str:
+    from ml.operations import publish
+
+    return publish.store_of_main(words.run) + "\n"
+
+
 # What `ml ci ACTION` does with its words, and what it prints.
 ACTIONS: dict[str, Callable[[Any], str]] = {
     "plan": lambda _: write_plan() + "\n",
@@ -337,4 +343,5 @@ ACTIONS: dict[str, Callable[[Any], str]] = {
     "report": lambda _: write_report(json.loads(os.environ["NEEDS"])) + "\n",
     "comment": _comment,
     "commit-lock": _publish,
+    "store": _store,
 }

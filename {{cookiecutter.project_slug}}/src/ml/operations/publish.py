@@ -1,4 +1,4 @@
-"""Puts what CI trained onto the branch of a pull request: objects into the storage, the lock and reports into a commit.
+"""Stores what CI trained, and puts the lock and the reports of it onto the branch of a pull request.
 
 Runs from the default branch's code with a token that writes, and executes nothing of the branch: it reads the commit
 with git, checks the bundle by its hashes, and asks DVC whether the lock fits the commit's files.
@@ -57,6 +57,31 @@ def commit_lock(number: int, *, dispatch: bool) -> str:
     if dispatch:
         github.send("POST", f"actions/workflows/{bundle.WORKFLOW}/dispatches", {"ref": branch})
     return f"{made[:10]} on {branch} takes what run {number} trained ({stored} objects stored)"
+
+
+def store_of_main(number: int) -> str:
+    """Store the objects of the default branch's lock that its own run had to make, and run its failed jobs again.
+
+    So what a fork's pull request kept in the fork is kept here once it is merged, made by main's code.
+    Raises SourceError where the run made other objects than the commit's lock names.
+    """
+    github = GitHub.open()
+    run = Run.of(github.get(f"actions/runs/{number}"))
+    own = github.get(".")
+    if (run.repository, run.branch) != (own["id"], own["default_branch"]):
+        return f"run {number} is not of {own['default_branch']}: nothing is stored"
+    with TemporaryDirectory(prefix="publish-") as scratch:
+        if not bundle.download(github, number, bundle.ARTIFACT, Path(scratch), bundle.MOST):
+            return "everything that the lock names is stored"
+        _fetch(run.head)
+        if (kept := sides.show(run.head, bundle.LOCK)) is None:
+            return f"{run.head[:10]} has no {bundle.LOCK}: there is nothing to store for it"
+        found = bundle.checked(Path(scratch, bundle.ARTIFACT))
+        if found.lock != kept:
+            raise SourceError(f"{run.head[:10]} locks other objects than its own run made: make take, then look")
+        stored = _store(found)
+    github.send("POST", f"actions/runs/{number}/rerun-failed-jobs")
+    return f"{stored} objects that run {number} made are stored; its failed jobs run again"
 
 
 def refuse_foreign(found: Bundle, head: str, tree: Path) -> None:
