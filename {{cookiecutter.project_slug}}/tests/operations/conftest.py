@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host import CONFIG, FIRST, NOBODY, Hub, git, make, serving
+from host import CONFIG, FIRST, Hub, copied, git, make, serving, settle
 
-from ml import refs
+from ml.operations import storage
 
 Clone = Callable[[str], Path]
 Program = Callable[[str, str], Path]
@@ -18,32 +18,55 @@ Program = Callable[[str, str], Path]
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("GIT_", "GITHUB_", "GH_", "STORAGE_"))]:
-        monkeypatch.delenv(name)
-    for name, value in NOBODY.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(Path(refs.__file__).parents[1]))
+    settle(Path.cwd(), monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def pristine_laptop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the repository and the clone of `laptop`; to copy them takes a tenth of the time."""
+    folder = tmp_path_factory.mktemp("pristine")
+    with pytest.MonkeyPatch.context() as patch:
+        settle(folder, patch)
+        git(folder, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
+        git(folder, "clone", "--quiet", str(folder / "origin.git"), "laptop")
+        os.chdir("laptop")
+        Path(".dvc").mkdir()
+        Path(".dvc/config").write_text(CONFIG)
+        Path(".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n/objects\n")
+        Path(".gitignore").write_text("/build/\n/data/\n/models/\n/plots/\n")
+        make(FIRST)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pristine_pushed(pristine_laptop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the same after `make push`."""
+    folder = tmp_path_factory.mktemp("pushed")
+    with pytest.MonkeyPatch.context() as patch:
+        settle(folder, patch)
+        os.chdir(copied(pristine_laptop, folder))
+        storage.push()
+    return folder
 
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Path:
-    """Return a repository as a host has it."""
-    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
+    """Return where the repository of `laptop` lies, as a host has it."""
     return tmp_path / "origin.git"
 
 
 @pytest.fixture
-def laptop(tmp_path: Path, origin: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def laptop(pristine_laptop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a project whose outputs are in DVC's cache, as its pipeline left them; only git's main is pushed."""
-    folder = tmp_path / "laptop"
-    git(tmp_path, "clone", "--quiet", str(origin), str(folder))
-    monkeypatch.chdir(folder)
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text(CONFIG)
-    Path(".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n/objects\n")
-    Path(".gitignore").write_text("/build/\n/data/\n/models/\n/plots/\n")
-    make(FIRST)
-    return folder
+    monkeypatch.chdir(copied(pristine_laptop, tmp_path))
+    return tmp_path / "laptop"
+
+
+@pytest.fixture
+def pushed(pristine_pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the project of `laptop` after `make push`."""
+    monkeypatch.chdir(copied(pristine_pushed, tmp_path))
+    return tmp_path / "laptop"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from zipfile import ZipFile
+
+import pytest
 
 from ml import objects, refs
 
@@ -29,6 +32,16 @@ FIRST: Outputs = {
     "models/model.onnx": b"model",
     "plots": {"one.json": b"1", "deep/two.json": b"2"},
 }
+
+
+def settle(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Go to a folder, and let nothing of the machine's git or of a workflow reach what runs there."""
+    for name in [name for name in os.environ if name.startswith(("GIT_", "GITHUB_", "GH_", "STORAGE_"))]:
+        patch.delenv(name)
+    for name, value in NOBODY.items():
+        patch.setenv(name, value)
+    patch.setenv("PYTHONPATH", str(Path(refs.__file__).parents[1]))
+    patch.chdir(folder)
 
 
 def git(folder: Path, *words: str) -> str:
@@ -85,6 +98,14 @@ def commit(message: str, branch: str = "main") -> str:
 def make(outputs: Outputs, message: str = "make") -> None:
     run_pipeline(outputs)
     commit(message)
+
+
+def copied(source: Path, target: Path) -> Path:
+    """Copy a repository and its clone into a folder, and return the clone."""
+    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    config = target / "laptop/.git/config"
+    config.write_text(config.read_text().replace(str(source), str(target)))
+    return target / "laptop"
 
 
 def stored(origin: Path) -> set[str]:

@@ -55,13 +55,12 @@ def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
 
 
-def test_what_is_packed_in_one_clone_is_the_same_in_another(laptop: Path, clone: Clone, tmp_path: Path) -> None:
-    storage.push()
+def test_what_is_packed_in_one_clone_is_the_same_in_another(pushed: Path, clone: Clone, tmp_path: Path) -> None:
     run_pipeline(BETTER, METRICS)
-    wanted = {name: content for name, content in files_below(laptop).items() if not name.startswith((".git/", ".dvc/"))}
+    wanted = {name: content for name, content in files_below(pushed).items() if not name.startswith((".git/", ".dvc/"))}
 
     said = bundle.pack()
-    folder = laptop / bundle.FOLDER
+    folder = pushed / bundle.FOLDER
     other = clone("other")
     storage.pull([])
     assert bundle.unpack(folder) == "3 objects and dvc.lock, metrics.json"
@@ -73,8 +72,7 @@ def test_what_is_packed_in_one_clone_is_the_same_in_another(laptop: Path, clone:
     assert git(other, "status", "--short").split("\n") == ["M dvc.lock", " M metrics.json"]
 
 
-def test_only_what_the_storage_lacks_is_packed(laptop: Path) -> None:
-    storage.push()
+def test_only_what_the_storage_lacks_is_packed(pushed: Path) -> None:
 
     found = trained()
 
@@ -87,8 +85,7 @@ def test_only_what_the_storage_lacks_is_packed(laptop: Path) -> None:
     assert len(found) == 5
 
 
-def test_what_an_earlier_run_packed_is_not_packed_again(laptop: Path) -> None:
-    storage.push()
+def test_what_an_earlier_run_packed_is_not_packed_again(pushed: Path) -> None:
     run_pipeline(BETTER)
     bundle.pack()
     written(bundle.FOLDER / "files/strange", b"left")
@@ -396,13 +393,12 @@ def runs(hub: Hub, *found: tuple[int, str]) -> None:
 
 
 def test_take_brings_the_newest_result_of_this_commit_that_is_still_kept(
-    laptop: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    pushed: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked_out = []
     monkeypatch.setattr(storage, "dvc", lambda *words: checked_out.append(words))
-    storage.push()
     files = trained()
-    head = git(laptop, "rev-parse", "HEAD")
+    head = git(pushed, "rev-parse", "HEAD")
     runs(hub, (9, "another"), (8, head), (7, head), (6, head), (5, head))
     hub.artifact(9, "trained", {}, number=90)
     hub.artifact(8, "report", {}, number=80)
@@ -420,8 +416,7 @@ def test_take_brings_the_newest_result_of_this_commit_that_is_still_kept(
     assert checked_out == [("checkout", "--force", "data/a.parquet", "models/model.onnx", "plots")]
 
 
-def test_take_needs_no_pull_before(laptop: Path, origin: Path, hub: Hub, clone: Clone) -> None:
-    storage.push()
+def test_take_needs_no_pull_before(pushed: Path, origin: Path, hub: Hub, clone: Clone) -> None:
     files = trained()
     other = clone("other")
     runs(hub, (6, git(other, "rev-parse", "HEAD")))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host import Hub, commit, git, md5, written
+from host import Hub, commit, copied, git, md5, settle, written
 
 from ml import objects, refs
 from ml.errors import SourceError, UserError
@@ -37,15 +37,25 @@ def run_pipeline(rows: int = 2, seed: int = 0) -> None:
     written(Path("dvc.lock"), json.dumps({"schema": "2.0", "stages": {"ingest": ingest, "train": train}}).encode())
 
 
+@pytest.fixture(scope="module")
+def pristine_main(pristine_laptop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("main")
+    with pytest.MonkeyPatch.context() as patch:
+        settle(folder, patch)
+        os.chdir(copied(pristine_laptop, folder))
+        run_pipeline()
+        Path("metrics.json").unlink()
+        commit("main")
+        storage.push()
+        git(Path.cwd(), "checkout", "--quiet", "-b", "change")
+    return folder
+
+
 @pytest.fixture
-def main(laptop: Path) -> Path:
+def main(pristine_main: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a project whose main is made and stored, on a branch `change`."""
-    run_pipeline()
-    Path("metrics.json").unlink()
-    commit("main")
-    storage.push()
-    git(laptop, "checkout", "--quiet", "-b", "change")
-    return laptop
+    monkeypatch.chdir(copied(pristine_main, tmp_path))
+    return tmp_path / "laptop"
 
 
 REQUEST = {"pull_request": {"base": {"ref": "main"}}}

@@ -276,13 +276,16 @@ def test_of_a_fence_only_known_information_is_left(info: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["@", "&a", "<details>", "x", "```", "<summary>a</summary>", "- ~~~"])
-def test_a_report_that_is_too_long_is_cut_and_still_shows_the_checks(line: str) -> None:
-    text = f"{line}\n" * 30_000
+def test_a_report_that_is_too_long_is_cut_and_still_shows_the_checks(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"{line}\n" * 70_000
+    assert len(comment.body(RUN, JOBS, harmless(text), "")) < 58_000
+    monkeypatch.setattr(comment, "LONGEST", 2_000)
+
     page = shown(text)
 
-    whole = comment.body(RUN, JOBS, harmless(text), "")
-    assert len(whole) < 62_000
-    assert "… the rest was left out" in whole
+    assert "… the rest was left out" in "".join(page.said + page.code)
     assert page.around_checks == ["details", "summary"]
 
 

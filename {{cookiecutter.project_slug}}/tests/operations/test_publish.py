@@ -13,7 +13,7 @@ from host import CONFIG, FIRST, Call, Hub, commit, files_below, git, listing, md
 
 from ml import objects
 from ml.errors import ReadOnlyError, SourceError, UserError
-from ml.operations import bundle, publish, storage
+from ml.operations import bundle, publish
 from ml.review import lock
 
 PLOTS = {"one.json": b"1", "deep/two.json": b"22"}
@@ -71,10 +71,9 @@ class Change:
 
 @pytest.fixture
 def propose(
-    laptop: Path, origin: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pushed: Path, origin: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Change]:
     """Return what pushes a commit with other code than its lock's, trains on it, and goes to a checkout of main."""
-    storage.push()
 
     def proposed(branch: str = "change", message: str = "Try more trees") -> Change:
         document = Path("dvc.yaml").read_text().replace('"true"', '"better"')
