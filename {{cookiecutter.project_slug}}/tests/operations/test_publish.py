@@ -420,3 +420,87 @@ def test_with_another_default_remote_the_objects_go_there(propose: Callable[...,
     assert kept == {md5(b"rows"), md5(b"1"), *MADE}
     assert not stored(change.origin) & MADE
     assert change.show("rev-parse") != change.head
+
+
+@pytest.fixture
+def merged(pushed: Path, origin: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
+    """Return main after the merge of a fork's change: its lock names objects that only the run of main made."""
+    run_pipeline(BETTER, METRICS)
+    bundle.pack()
+    change = Change(hub, origin, "main", commit("Merge a fork"), files_below(bundle.FOLDER))
+    git(tmp_path, "clone", "--quiet", "--depth=1", origin.as_uri(), "runner")
+    monkeypatch.chdir(tmp_path / "runner")
+    change.told()
+    hub.on("POST actions/runs/900/rerun-failed-jobs", (201, {}, {}))
+    return change
+
+
+AGAIN = ("POST", "actions/runs/900/rerun-failed-jobs", None)
+
+
+def test_what_mains_own_run_made_is_stored_and_its_failed_jobs_run_again_once(merged: Change) -> None:
+    assert not stored(merged.origin) & MADE
+
+    assert publish.store_of_main(900) == "3 objects that run 900 made are stored; its failed jobs run again"
+    assert stored(merged.origin) >= MADE
+    assert merged.hub.sent() == [AGAIN]
+
+    merged.told(run_attempt=2)
+    assert publish.store_of_main(900) == "what run 900 made is stored already: its log says why it failed"
+    assert merged.hub.sent() == [AGAIN]
+    assert git(merged.origin, "rev-parse", "main") == merged.head
+
+
+@pytest.mark.parametrize(
+    ("arrange", "said"),
+    [
+        (lambda change: change.told(head_branch="change"), "run 900 is not of main: nothing is stored"),
+        (lambda change: change.told(head_repository={"id": 2}), "run 900 is not of main: nothing is stored"),
+        (no_artifact, "everything that the lock names is stored"),
+    ],
+    ids=["a branch", "a fork", "no artifact"],
+)
+def test_nothing_of_another_run_is_stored(arrange: Callable[[Change], None], said: str, merged: Change) -> None:
+    arrange(merged)
+    before = merged.refs()
+
+    assert publish.store_of_main(900) == said
+
+    assert merged.refs() == before
+    assert merged.hub.sent() == []
+
+
+def test_a_main_without_a_lock_stores_nothing(merged: Change) -> None:
+    tree = "\n".join(line for line in merged.show("ls-tree").splitlines() if not line.endswith("\tdvc.lock"))
+    words = ["git", "-C", str(merged.origin), "mktree"]
+    made = subprocess.run(words, input=tree, check=True, capture_output=True, text=True).stdout.strip()
+    merged.head = git(merged.origin, "commit-tree", made, "-p", merged.head, "-m", "no lock")
+    git(merged.origin, "update-ref", "refs/heads/main", merged.head)
+    merged.told()
+
+    assert publish.store_of_main(900) == f"{merged.head[:10]} has no dvc.lock: there is nothing to store for it"
+    assert not stored(merged.origin) & MADE
+
+
+@pytest.mark.parametrize(
+    ("tamper", "told"),
+    [
+        (
+            relocked(lambda stages: stages["all"].update(cmd="x")),
+            ".{10} locks other objects than its own run made: make",
+        ),
+        (replaced(f"objects/{md5(b'better')}", b"worse"), "the object .{8} of the bundle has another hash"),
+        (replaced(f"objects/{md5(b'x')}", b"x"), "the bundle's dvc.lock names no object"),
+    ],
+    ids=["another lock", "other bytes", "an object that nobody names"],
+)
+def test_what_is_not_what_main_locks_is_not_stored(tamper: Callable[[Change], None], told: str, merged: Change) -> None:
+    tamper(merged)
+    merged.told()
+    before = merged.refs()
+
+    with pytest.raises(SourceError, match=rf"^{told}[^\n]*$"):
+        publish.store_of_main(900)
+
+    assert merged.refs() == before
+    assert merged.hub.sent() == []

@@ -77,8 +77,11 @@ def store_of_main(number: int) -> str:
         if (kept := sides.show(run.head, bundle.LOCK)) is None:
             return f"{run.head[:10]} has no {bundle.LOCK}: there is nothing to store for it"
         found = bundle.checked(Path(scratch, bundle.ARTIFACT))
-        if found.lock != kept:
+        if found.files[bundle.LOCK].read_bytes() != kept:
             raise SourceError(f"{run.head[:10]} locks other objects than its own run made: make take, then look")
+        if found.objects.keys() <= bundle.known(found.objects):
+            # Else a run that fails for another reason would be run again and again.
+            return f"what run {number} made is stored already: its log says why it failed"
         stored = _store(found)
     github.send("POST", f"actions/runs/{number}/rerun-failed-jobs")
     return f"{stored} objects that run {number} made are stored; its failed jobs run again"
