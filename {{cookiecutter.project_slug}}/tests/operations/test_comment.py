@@ -33,7 +33,7 @@ JOBS = [
 ]
 MARK = " ml-report run=900 attempt=2 "
 RENDER = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render
-OURS = {RUN.url, *(job["html_url"] for job in JOBS)}
+SIGN = f'![](https://cml.dev/watermark.png#{HEAD} "CML watermark ml-report")'  # as CML does, and looks for
 
 
 @dataclass
@@ -385,7 +385,7 @@ def test_the_report_is_posted_on_the_pull_request_of_the_run(asked: Hub) -> None
     assert (method, path) == ("POST", "issues/12/comments")
     assert sent["body"].startswith("<!-- ml-report run=900 attempt=1 -->\n**Checks of 4cb1617a9e:** ✅ all checks pass")
     assert "## verdict @\u200boctocat" in sent["body"]
-    assert sent["body"].endswith('\n\n![](https://cml.dev/watermark.png#ml-report "CML watermark")')
+    assert sent["body"].endswith(f"\n\n{SIGN}")
 
 
 def test_the_pull_request_is_found_by_head_and_repository_alone(asked: Hub) -> None:
@@ -413,7 +413,7 @@ def test_a_run_whose_pull_request_moved_on_posts_nothing(
 
 
 def standing(number: int, run: int, attempt: int = 1, login: str = "github-actions[bot]") -> dict[str, Any]:
-    text = f"<!-- ml-report run={run} attempt={attempt} -->\nold\n\n![](https://cml.dev/watermark.png#ml-report)"
+    text = f"<!-- ml-report run={run} attempt={attempt} -->\nold\n\n{SIGN}"
     return {"id": number, "user": {"login": login}, "body": text}
 
 
