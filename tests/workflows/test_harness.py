@@ -303,6 +303,8 @@ def test_an_action_that_is_missing_fails_its_step(opened: World) -> None:
     assert report.step("comment", "iterative/setup-cml").outcome == "failure"
     assert report.jobs["comment"] == "success"
     assert [comment.body for comment in opened.comments(pull)] == ["7\none\n"]
+    with pytest.raises(AssertionError, match="no action stands in for"):
+        opened.report(run, missing=("cml",))
 
 
 def test_checkout_refuses_the_code_of_a_fork_in_a_trusted_workflow(opened: World) -> None:

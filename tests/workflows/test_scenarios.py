@@ -248,7 +248,7 @@ def test_a_looser_gate_is_red_until_a_code_owner_approves(world: World) -> None:
     assert "loosens the gates" in report_of(world, pull).split("##")[0]
 
     approve(world, pull, "octocat")
-    again = world.run(PULL, pull.event("synchronize"), attempt=2, again=run)
+    again = world.run(PULL, pull.event("synchronize"), again=run)
     world.report(again)
 
     assert again.jobs["model"] == "success"
@@ -305,7 +305,7 @@ def test_a_fork_needs_no_secret_and_keeps_its_own_objects(world: World) -> None:
     assert stored.jobs == {"comment": "skipped", "commit-lock": "skipped", "store": "success"}
     assert objects(world) > before
     assert world.calls("POST", rf"actions/runs/{main.id}/rerun-failed-jobs")
-    again = world.run(PULL, main.event, attempt=2, again=main)
+    again = world.run(PULL, main.event, again=main)
     assert again.jobs["model"] == "success"
 
 
@@ -329,7 +329,7 @@ def test_without_cml_the_report_is_posted_through_the_api(world: World) -> None:
     pull = world.pull_request(world.change({"README.md": "# No CML\n"}, "Lack CML"))
     run = world.run(PULL, pull.event())
 
-    first = world.report(run, missing=("cml",))
+    first = world.report(run, missing=("setup-cml",))
     second = world.report(run)
 
     assert first.jobs["comment"] == second.jobs["comment"] == "success"

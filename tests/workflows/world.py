@@ -499,6 +499,8 @@ class World:
 
     def stand_ins(self, missing: tuple[str, ...], event: Event) -> dict[str, str]:
         """Return what the stand-in actions read."""
+        unknown = [name for name in missing if not (STAND_INS / name).is_dir()]
+        assert not unknown, f"no action stands in for {unknown}"
         return {
             "STAND_INS_ARTIFACTS": str(self.repository.artifacts_folder),
             "STAND_INS_CACHES": str(self.folder / "caches"),
