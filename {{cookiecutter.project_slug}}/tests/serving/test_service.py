@@ -329,6 +329,17 @@ def test_a_large_body_has_the_answers_of_its_rows(server: Server) -> None:
     assert (refused.status, refused.content["error"]) == (400, "row 900, distance: required")
 
 
+def test_large_bodies_at_once_have_the_answers_of_their_own_rows(server: Server) -> None:
+    batches = [[{"carrier": "UA", "distance": 1000 * at + i + 1} for i in range(900)] for at in range(8)]
+    wanted = [server.predict({"rows": rows}).content["predictions"] for rows in batches]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda rows: server.predict({"rows": rows}).content["predictions"], batches * 3))
+
+    assert wanted[0] != wanted[1]
+    assert found == wanted * 3
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [("GET", "/predict", "POST"), ("PUT", "/predict", "POST"), ("POST", "/info", "GET"), ("POST", "/docs.json", "GET")],
