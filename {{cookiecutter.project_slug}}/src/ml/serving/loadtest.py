@@ -6,6 +6,7 @@ of one service may differ by a tenth for as long as they live, so both are start
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -396,15 +397,20 @@ def _wait(address: str, ended: Ended) -> None:
     while time.monotonic() < end:
         try:
             urllib.request.urlopen(f"{address}/readyz", timeout=2)
+            ready = True
+        except (OSError, http.client.HTTPException):
+            ready = False
+        if (reason := ended()) is not None:
+            raise UserError(f"{address} ended before it was ready: {reason.strip()[-300:]}")
+        if ready:
             return
-        except OSError:
-            if (reason := ended()) is not None:
-                raise UserError(f"{address} ended before it was ready: {reason.strip()[-300:]}") from None
-            time.sleep(0.2)
+        time.sleep(0.2)
     raise UserError(f"{address} is not ready after {START:g} s")
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    # Below those that the system gives to clients: the service takes it seconds later.
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return probe.getsockname()[1]
