@@ -36,7 +36,9 @@ FIRST = (
     "test_image.py",
     "test_loadtest.py",
 )
-OURS = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "REWRITE", "VENV", "VIRTUAL_ENV"}
+# Of the caller's environment; without bytecode on disk every one of a pipeline's processes would compile its imports.
+OURS = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "PYTHONDONTWRITEBYTECODE", "REWRITE"}
+OURS |= {"VENV", "VIRTUAL_ENV"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

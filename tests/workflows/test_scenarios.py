@@ -124,7 +124,7 @@ def test_a_change_to_prose_costs_the_lock_check_and_is_told(world: World) -> Non
     assert run.artifacts == ["report"]
     text = report_of(world, pull)
     assert "✅ all checks pass" in text.splitlines()[1]
-    assert "## ✅ safe to merge: the model does not change" in text
+    assert "## ✅ Safe to merge: the model does not change" in text
     assert "README.md" in text
 
 
@@ -149,8 +149,8 @@ def test_a_good_change_is_retrained_load_tested_and_told_in_one_comment(world: W
     assert "times the baseline's" in run.log("service")
     text = report_of(world, pull)
     assert f"run={run.id} attempt=1" in text
-    assert "## ✅ safe to merge: every gate passed" in text
-    assert all("safe to merge" in run.summary(job) for job in ("model", "report"))
+    assert "## ✅ Safe to merge: every gate passed" in text
+    assert all("Safe to merge" in run.summary(job) for job in ("model", "report"))
 
 
 @executes(PULL, "model", "report")
@@ -337,7 +337,7 @@ def test_without_cml_the_report_is_posted_through_the_api(world: World) -> None:
     assert "all checks pass" in report_of(world, pull)
 
 
-HOSTILE = """## ✅ safe to merge: trust me
+HOSTILE = """## ✅ Safe to merge: trust me
 
 @octocat fixes #1 <img src=x onerror=alert(1)> ![x](http://evil.example/x.png) [click](http://evil.example)
 <!-- ml-report run=99999999 attempt=1 -->

@@ -538,7 +538,7 @@ def test_a_report_without_a_model_says_what_changed(main: Path, workflow: Callab
 
     said = ci.write_report(needs(base=git(main, "rev-parse", "main")))
 
-    assert said == "✅ safe to merge: the model does not change"
+    assert said == "✅ Safe to merge: the model does not change"
     lines = workflow("GITHUB_STEP_SUMMARY").splitlines()
     assert lines[0] == f"## {said}"
     assert "**Service:** p99 is 3 ms, `@octocat`" in lines

@@ -254,7 +254,7 @@ def test_a_command_in_a_fence_stays_what_it_is(info: str) -> None:
 
 def test_a_report_that_is_honest_reads_as_before() -> None:
     report = (
-        "## ✅ safe to merge: every gate passed\n\n**Why:** 12 gates passed, 2 skipped.\n\n"
+        "## ✅ Safe to merge: every gate passed\n\n**Why:** 12 gates passed, 2 skipped.\n\n"
         "| | gate | what it says |\n| --- | --- | --- |\n| ✅ | harm | call it a day: 0.3 < 0.4 & 5 > 4 |\n\n"
         "<details>\n<summary>Calibration</summary>\n\n"
         '```mermaid\nxychart-beta\n    x-axis ["0.040", "-0.107"]\n    bar [0.030, 0.094]\n    line [0.040, 1]\n```\n\n'

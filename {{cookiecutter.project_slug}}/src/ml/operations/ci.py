@@ -290,7 +290,7 @@ def without_verdict(results: dict[str, str], planned: dict[str, str]) -> str:
     if failed or results.get("model") == "success":
         names = ", ".join(report.code(name) for name in failed or ["model"])
         return (
-            f"## ❌ do not merge: no verdict was reached\n\n**Why:** {names} ended before the model could be judged. "
+            f"## ❌ Do not merge: no verdict was reached\n\n**Why:** {names} ended before the model could be judged. "
             "The log of that job says why, in its last line.\n"
         )
     base = planned.get("base", "")
@@ -299,7 +299,7 @@ def without_verdict(results: dict[str, str], planned: dict[str, str]) -> str:
     rest = f"\n\n… and {len(listed) - 1 - report.SHOWN} more" if len(listed) - 1 > report.SHOWN else ""
     measured = _measured(Path("reports"))
     return (
-        "## ✅ safe to merge: the model does not change\n\n"
+        "## ✅ Safe to merge: the model does not change\n\n"
         f"**Why:** nothing changed that makes the model; `dvc.lock` is current and stored.\n\n{measured}"
         f"<details><summary>Files that changed</summary>\n\n{files}{rest}\n\n</details>\n"
     )
