@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import github as fake
+import picture
 import pytest
-from conftest import require
+from conftest import ROOT, require
 from real import Project
 from world import PullRequest, Run, World, executes, undeclared
 
@@ -129,7 +130,7 @@ def test_a_change_to_prose_costs_the_lock_check_and_is_told(world: World) -> Non
 
 
 @executes(PULL, "model", "service")
-def test_a_good_change_is_retrained_load_tested_and_told_in_one_comment(world: World) -> None:
+def test_a_good_change_is_retrained_load_tested_and_told_in_one_comment(world: World, tmp_path: Path) -> None:
     branch = world.change({"params.yaml": BEST}, "Fewer leaves", before=("pipeline",), after=("push",))
     pull = world.pull_request(branch)
 
@@ -151,6 +152,9 @@ def test_a_good_change_is_retrained_load_tested_and_told_in_one_comment(world: W
     assert f"run={run.id} attempt=1" in text
     assert "## ✅ Safe to merge: every gate passed" in text
     assert all("Safe to merge" in run.summary(job) for job in ("model", "report"))
+    target = ROOT / "docs/pull-request.png" if os.environ.get("REWRITE") else tmp_path / "pull-request.png"
+    picture.draw(run, text, target, tmp_path)
+    assert target.stat().st_size > 50_000
 
 
 @executes(PULL, "model", "report")
