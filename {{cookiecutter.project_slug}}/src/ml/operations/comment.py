@@ -236,7 +236,7 @@ def publish(github: GitHub, number: int, text: str, run: Run) -> str:
     if mine and _mark(mine[-1][1]) > (run.number, run.attempt):
         return f"a newer report stands on #{number} already: nothing posted"
     seen = [comment for comment in comments[:FIRST_PAGE] if f'"{WATERMARK}"' in (comment["body"] or "")]
-    if shutil.which("cml") and (not mine or (mine[-1][0] < FIRST_PAGE and seen[-1:] == [mine[-1][1]])):
+    if shutil.which("cml") and (not mine or seen[-1:] == [mine[-1][1]]):
         try:
             _cml("update" if mine else "create", number, text, github.token)
             return f"the report stands on #{number} (CML)"
