@@ -394,7 +394,8 @@ class Bench:
             f"{found['rows']:,} rows drawn from the holdout with noise on both scores; every metric of two models by "
             f"{found['resamples']:,} resamples, the objective's metric of {found['slices']} slices by 500; the largest "
             "resident set",
-            f"All metrics {found['compared']:.0f} s, slices {found['sliced']:.0f} s.",
+            f"All metrics {found['compared']:.0f} s, slices {found['sliced']:.0f} s; processor time of the whole "
+            f"{used.cpu:.0f} s.",
         )
 
 
