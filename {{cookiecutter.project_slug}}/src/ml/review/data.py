@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
+from ml.review import compare
 from ml.review.verdict import Column, Rows, SchemaChange
 
 SURE = 0.01  # adjusted p-value above which a distance may be chance
@@ -44,25 +44,27 @@ def alone(train: pd.Series, target: np.ndarray, holdout: pd.Series, truth: np.nd
     truths = [truth == label for label in np.unique(target)] if task == "multiclass" else [truth]
     found = [0.5]
     for wanted, actual in zip(targets, truths, strict=True):
-        means = pd.Series(wanted.astype(float)).groupby(learned.to_numpy()).mean()
-        encoded = judged.map(means).fillna(float(np.mean(wanted))).to_numpy(dtype=float)
+        counts = np.bincount(learned, minlength=learned.max() + 2)
+        means = np.bincount(learned, weights=wanted, minlength=len(counts)) / np.maximum(counts, 1)
+        # What train did not have, -1, finds the last place.
+        encoded = np.where(counts > 0, means, np.mean(wanted))[judged]
         if len(np.unique(actual)) < 2 or len(np.unique(encoded)) < 2:
             continue
         if task == "regression":
             found.append((1 + stats.spearmanr(encoded, actual).statistic) / 2)
         else:
-            found.append(roc_auc_score(actual, encoded))
+            found.append(compare.at_once(compare.ranking(actual, encoded), len(encoded))["roc_auc"])
     return float(max(found))
 
 
-def _binned(train: pd.Series, holdout: pd.Series) -> tuple[pd.Series, pd.Series]:
+def _binned(train: pd.Series, holdout: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     if not pd.api.types.is_numeric_dtype(train) or train.nunique() <= BINS:
-        # A gap may tell as much as a value does, and no value holds a NUL.
-        return train.astype("str").fillna("\0"), holdout.astype("str").fillna("\0")
+        # A gap may tell as much as a value does, so it is a bin of its own.
+        places, known = pd.factorize(train, use_na_sentinel=False)
+        return places, known.get_indexer(holdout)
     edges = np.unique(np.nanquantile(train.to_numpy(dtype=float), np.linspace(0, 1, BINS + 1)[1:-1]))
-    # NaN falls behind the last edge, which is a bin of its own here.
-    places = [np.where(side.isna(), -1, np.digitize(side.to_numpy(dtype=float), edges)) for side in (train, holdout)]
-    return pd.Series(places[0]), pd.Series(places[1])
+    gap, sides = len(edges) + 1, (train, holdout)
+    return tuple(np.where(side.isna(), gap, np.digitize(side.to_numpy(dtype=float), edges)) for side in sides)
 
 
 def distance(before: pd.Series, after: pd.Series) -> tuple[float, float]:
