@@ -37,6 +37,7 @@ RESULT = FOLDER / "result.json"
 BODIES = 400
 START = 90.0  # seconds
 WARM = 0.5
+PATIENCE = 10  # seconds for the first answer of a round
 LEAST = 2  # starts, whatever they take
 CONFIDENCE = 0.99
 SIDES = ("candidate", "baseline")
@@ -153,10 +154,12 @@ class Load:
         start = time.perf_counter()
         runner.start(self.users, spawn_rate=100)
         gevent.sleep(seconds)
+        while not self.times and time.perf_counter() - start < PATIENCE:
+            gevent.sleep(seconds)
         times, errors, took = self.times, self.errors, time.perf_counter() - start
         runner.stop()
         if not times:
-            raise UserError(f"{host} answered nothing in {seconds} s: look at its log")
+            raise UserError(f"{host} answered nothing in {PATIENCE} s: look at its log")
         return Round(times, took, errors)
 
     def page(self, side: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter as Count
 from typing import Any
 
@@ -26,11 +27,11 @@ class Scores(prometheus_client.Histogram):
 
     def observe_all(self, values: np.ndarray) -> None:
         """Count values of shape (n,) that are finite."""
-        values = values[np.isfinite(values)]
         if values.size < FEW:
-            for value in values.tolist():
+            for value in filter(math.isfinite, values.tolist()):
                 self.observe(value)
         else:
+            values = values[np.isfinite(values)]
             self._sum.inc(float(values.sum(dtype=np.float64)))
             places = np.searchsorted(self._upper_bounds, values)
             for place, count in zip(*np.unique(places, return_counts=True), strict=True):

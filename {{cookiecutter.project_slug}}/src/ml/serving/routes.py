@@ -44,16 +44,11 @@ class Head:
     """What the headers of a request say, as far as it is of interest here."""
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.kind, self.length, self.encoding, identity = b"", 0, b"", b""
-        for name, value in headers:
-            if name == b"content-type":
-                self.kind = value.split(b";")[0].strip().lower()
-            elif name == b"content-length":
-                self.length = int(value)
-            elif name == b"content-encoding":
-                self.encoding = value.strip().lower()
-            elif name == b"x-request-id":
-                identity = value
+        found = dict(headers)
+        self.kind = found.get(b"content-type", b"").split(b";")[0].strip().lower()
+        self.length = int(found.get(b"content-length", 0))
+        self.encoding = found.get(b"content-encoding", b"").strip().lower()
+        identity = found.get(b"x-request-id", b"")
         self.identity = identity if SANE_ID.fullmatch(identity) else os.urandom(8).hex().encode()
 
     def refuse(self, most_bytes: int) -> None:
