@@ -233,10 +233,10 @@ def publish(github: GitHub, number: int, text: str, run: Run) -> str:
     """Write the comment with CML where it is installed, else through the API; an older run never covers a newer one."""
     comments = [*github.pages(f"issues/{number}/comments")]
     mine = _mine(comments)
-    if mine and _mark(mine[-1][1]) > (run.number, run.attempt):
+    if mine and _mark(mine[-1]) > (run.number, run.attempt):
         return f"a newer report stands on #{number} already: nothing posted"
     seen = [comment for comment in comments[:FIRST_PAGE] if f'"{WATERMARK}"' in (comment["body"] or "")]
-    if shutil.which("cml") and (not mine or seen[-1:] == [mine[-1][1]]):
+    if shutil.which("cml") and (not mine or seen[-1:] == mine[-1:]):
         try:
             _cml("update" if mine else "create", number, text, github.token)
             return f"the report stands on #{number} (CML)"
@@ -245,16 +245,16 @@ def publish(github: GitHub, number: int, text: str, run: Run) -> str:
             mine = mine or _mine([*github.pages(f"issues/{number}/comments")])
     signed = f'{text}\n\n![](https://cml.dev/watermark.png#{run.head} "{WATERMARK}")'  # so that CML finds it
     if mine:
-        github.send("PATCH", f"issues/comments/{mine[-1][1]['id']}", {"body": signed})
+        github.send("PATCH", f"issues/comments/{mine[-1]['id']}", {"body": signed})
     else:
         github.send("POST", f"issues/{number}/comments", {"body": signed})
     return f"the report stands on #{number}"
 
 
-def _mine(comments: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+def _mine(comments: list[dict[str, Any]]) -> list[dict[str, Any]]:
     # Anybody can write a comment that looks like ours, but not as the workflow's own user.
-    bots = [(at, c) for at, c in enumerate(comments) if (c["user"] or {}).get("login") == BOT]
-    return [(at, comment) for at, comment in bots if MARK.match(comment["body"] or "")]
+    bots = [comment for comment in comments if (comment["user"] or {}).get("login") == BOT]
+    return [comment for comment in bots if MARK.match(comment["body"] or "")]
 
 
 def _mark(comment: dict[str, Any]) -> tuple[int, int]:
