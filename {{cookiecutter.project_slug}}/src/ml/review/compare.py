@@ -27,7 +27,8 @@ def weights(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     step = max(1, CELLS // max(rows, 1))
     for start in range(0, resamples, step):
         drawn = [random.integers(0, rows, rows) for _ in range(min(step, resamples - start))]
-        yield np.stack([np.bincount(places, minlength=rows) for places in drawn])
+        # As floats at once, or each product would convert them again.
+        yield np.stack([np.bincount(places, minlength=rows) for places in drawn]).astype(float)
 
 
 def bootstrap(measures: dict[str, Measure], rows: int, resamples: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
