@@ -154,12 +154,13 @@ def loadtest(content: str) -> dict[str, Any]:
             return loadtest.serving_all(Path.cwd(), sides, None)
 
         found = loadtest.paired(load, start, how.starts, how.rounds, how.seconds, how.budget)
-        done.append({"kind": kind, "seconds": perf_counter() - begin, "sides": recorded(found)})
+        done.append({"kind": kind, "how": asked["how"], "seconds": perf_counter() - begin, "sides": recorded(found)})
         with kept.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
     kinds = {kind: [run for run in done if run["kind"] == kind] for kind in asked["candidates"]}
     said = {kind: {"runs": len(runs), **rates(runs, limits)} for kind, runs in kinds.items() if runs}
-    return {"kinds": said, "longest": max(run["seconds"] for run in done), **how.model_dump()}
+    slower = sorted({run["how"] for run in done if run["kind"] == "slow"})
+    return {"kinds": said, "how": slower, "longest": max(run["seconds"] for run in done), **how.model_dump()}
 
 
 def recorded(sides: dict[str, Any]) -> dict[str, list[list[dict[str, float]]]]:
