@@ -90,6 +90,14 @@ class Outcome:
     def annotations(self) -> list[Annotation]:
         return [each for job in self.found.values() for each in job.annotations]
 
+    @property
+    def faults(self) -> str:
+        """The end of what each failed step printed."""
+        failed = [
+            (job, step) for job in self.found.values() for step in job.steps.values() if step.outcome == "failure"
+        ]
+        return "\n".join(f"--- {job.name}: {step.name}\n{step.log[-3000:]}" for job, step in failed)
+
     def steps(self, job: str) -> dict[str, str]:
         """Return the outcome of the steps of a job by name, in order; those that act did not come to are skipped."""
         named: dict[str, str] = {}

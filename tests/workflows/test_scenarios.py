@@ -121,7 +121,7 @@ def test_a_change_to_prose_costs_the_lock_check_and_is_told(world: World) -> Non
     run = world.run(PULL, pull.event())
     world.report(run)
 
-    assert run.jobs == UNCHANGED
+    assert run.jobs == UNCHANGED, run.faults
     assert run.artifacts == ["report"]
     text = report_of(world, pull)
     assert "✅ all checks pass" in text.splitlines()[1]
@@ -138,7 +138,7 @@ def test_a_good_change_is_retrained_load_tested_and_told_in_one_comment(world: W
     world.report(run)
     world.report(run)
 
-    assert run.jobs == ALL
+    assert run.jobs == ALL, run.faults
     assert run.artifacts == ["report", "review-model", "review-service"]
     ran = run.log("model")
     assert "Running stage" not in ran
@@ -165,7 +165,7 @@ def test_a_lock_that_its_author_left_stale_is_trained_here_and_can_be_taken(worl
     run = world.run(PULL, pull.event())
     world.report(run)
 
-    assert run.jobs == MODEL_RED
+    assert run.jobs == MODEL_RED, run.faults
     assert "trained" in run.artifacts
     stages = [line for line in run.log("model").splitlines() if line.startswith("Running stage")]
     assert [stage.split("'")[1] for stage in stages] == ["train", "evaluate", "repeat"]
@@ -181,7 +181,7 @@ def test_a_lock_that_its_author_left_stale_is_trained_here_and_can_be_taken(worl
     owner.git("push", "--quiet", "--no-verify", "origin", "HEAD")
     taken = world.run(PULL, pull.event("synchronize"))
 
-    assert taken.jobs == ALL
+    assert taken.jobs == ALL, taken.faults
     assert "the retrain gives the committed bytes" in taken.log("model")
 
 
@@ -202,7 +202,7 @@ def test_with_commit_lock_the_trained_result_is_published_committed_and_checked(
     run = world.run(PULL, pull.event())
     report = world.report(run)
 
-    assert run.jobs == MODEL_RED
+    assert run.jobs == MODEL_RED, run.faults
     assert report.jobs == {"comment": "success", "commit-lock": "success", "store": "skipped"}
     made = world.repository.resolve(f"refs/heads/{pull.record.branch}")
     changed = world.repository.git("diff", "--name-only", head, made).split()
@@ -214,7 +214,7 @@ def test_with_commit_lock_the_trained_result_is_published_committed_and_checked(
     checked = world.run(PULL, world.dispatch(PULL, pull.record.branch, actor=fake.WORKFLOW_LOGIN))
     world.report(checked)
 
-    assert checked.jobs == ALL
+    assert checked.jobs == ALL, checked.faults
     assert f"run={checked.id}" in report_of(world, pull)
 
 
@@ -231,7 +231,7 @@ def test_a_weaker_model_is_red_and_told(world: World) -> None:
     run = world.run(PULL, pull.event())
     world.report(run)
 
-    assert run.jobs == MODEL_RED
+    assert run.jobs == MODEL_RED, run.faults
     assert "harm" in blocked(run)
     assert "lock" not in blocked(run)
     assert "❌" in report_of(world, pull).splitlines()[1]
@@ -247,7 +247,7 @@ def test_a_looser_gate_is_red_until_a_code_owner_approves(world: World) -> None:
     run = world.run(PULL, pull.event())
     world.report(run)
 
-    assert run.jobs == MODEL_RED
+    assert run.jobs == MODEL_RED, run.faults
     assert blocked(run) == {"gates"}
     assert "loosens the gates" in report_of(world, pull).split("##")[0]
 
@@ -278,7 +278,7 @@ def test_a_forged_lock_does_not_give_the_bytes_that_a_retrain_gives(world: World
 
     run = world.run(PULL, pull.event())
 
-    assert run.jobs == MODEL_RED
+    assert run.jobs == MODEL_RED, run.faults
     assert "determinism" in blocked(run)
     assert "the retrain gives other bytes" in run.log("model")
 
@@ -295,7 +295,7 @@ def test_a_fork_needs_no_secret_and_keeps_its_own_objects(world: World) -> None:
     run = world.run(PULL, pull.event())
     world.report(run)
 
-    assert run.jobs == ALL
+    assert run.jobs == ALL, run.faults
     assert len(world.github.pushes) == pushed
     assert objects(world) == before
     assert "every gate passed" in report_of(world, pull)
@@ -458,7 +458,7 @@ def test_dependabot_drafts_and_the_merge_queue_are_checked_alike(world: World) -
     queued = world.run(PULL, world.merge_group(bump))
     world.report(run)
 
-    assert run.jobs == queued.jobs == UNCHANGED
+    assert run.jobs == queued.jobs == UNCHANGED, run.faults + queued.faults
     assert "all checks pass" in report_of(world, bump)
 
 
@@ -470,7 +470,7 @@ def test_the_first_push_of_a_new_repository_is_green_without_a_lock(light: Proje
     with World.open(tmp_path / "world", project, name="octocat/fresh") as world:
         run = world.run(PULL, world.push())
 
-        assert run.jobs == ALL
+        assert run.jobs == ALL, run.faults
         assert {"data", "trained", "report"} <= set(run.artifacts)
         ingested = [line for line in run.log("data").splitlines() if "Running stage 'ingest" in line]
         assert len(ingested) == 3
@@ -481,7 +481,7 @@ def test_the_first_push_of_a_new_repository_is_green_without_a_lock(light: Proje
         checked = world.run(PULL, pull.event())
         world.report(checked)
 
-        assert checked.jobs == ALL
+        assert checked.jobs == ALL, checked.faults
         assert "the first model" in report_of(world, pull)
 
 
