@@ -59,11 +59,13 @@ def fetch(ref: str, own: bool) -> None:
     kept = f"refs/remotes/origin/{branch}" if branch else full.replace("refs/pull/", "refs/remotes/pull/", 1)
     wanted = [f"+{commit or full}:{kept}" if kept.startswith("refs/") else f"{commit or full}"]
     if depth == 0:
+        # git takes no two sources for one ref, and the branch is among all of them.
+        wanted = [commit] if branch and commit else [] if branch else wanted
         wanted += ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
     tags = ["--tags"] if true("fetch-tags") else ["--no-tags"]
     limits = [f"--depth={depth}"] if depth else []
     git("fetch", "--quiet", "--prune", "--no-recurse-submodules", *tags, *limits, "origin", *dict.fromkeys(wanted))
-    start = kept if kept.startswith("refs/") else "FETCH_HEAD"
+    start = commit if branch and commit else kept if kept.startswith("refs/") else "FETCH_HEAD"
     git("checkout", "--quiet", "--force", *(["-B", branch] if branch else ["--detach"]), start)
 
 
