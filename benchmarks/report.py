@@ -72,7 +72,7 @@ def merged(page: str, targets: Mapping[str, str], rows: Mapping[str, Found], loa
     for name, found in rows.items():
         table[name] = line(name, targets[name], found)
         notes[name] = f"**{name}** — {found.note}" if found.note else ""
-    elsewhere = "" if machine() in page else f" elsewhere ({machine()})"
+    elsewhere = "" if f"- Machine: {machine()}\n" in page else f" elsewhere ({machine()})"
     loaded = f"load average {load[0]:.1f} to {load[1]:.1f}"
     apart = f"- Measured apart on {date.today().isoformat()}{elsewhere}, {loaded}: "
     names = ", ".join(rows)
