@@ -153,7 +153,7 @@ def test_a_good_change_is_retrained_load_tested_and_told_in_one_comment(world: W
     assert "## ✅ Safe to merge: every gate passed" in text
     assert all("Safe to merge" in run.summary(job) for job in ("model", "report"))
     target = ROOT / "docs/pull-request.png" if os.environ.get("REWRITE") else tmp_path / "pull-request.png"
-    picture.draw(run, text, target, tmp_path)
+    picture.draw(run.jobs, text, target, tmp_path)
     assert target.stat().st_size > 50_000
 
 
