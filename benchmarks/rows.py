@@ -43,6 +43,7 @@ TARGETS = {
     "coverage": "93 to 97 % of the 95 % intervals of a difference hold the true one",
     "review": "`ml review` of a changed model at most 2 × `ml evaluate`, in under 1 GB",
     "review_million": "a million rows compared and sliced in under 5 minutes and 2 GB",
+    "prose": "all jobs of a pull request that changes prose at most 0.15 × those of one that trains on everything",
 }
 
 
@@ -399,6 +400,38 @@ class Bench:
             "resident set",
             f"All metrics {found['compared']:.0f} s, slices {found['sliced']:.0f} s; processor time of the whole "
             f"{used.cpu:.0f} s.",
+        )
+
+    def prose(self) -> Found:
+        """Run the workflow of a change to prose, and of one that makes all from nothing."""
+        sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/workflows")]
+        from real import Project
+        from world import World
+
+        project = Project(self.done)
+        base = os.environ.get("BASE_IMAGE", "")
+        project.done("make", "image", f"ARGS=--network host{f' --base {base}' if base else ''}")
+        if base:
+            version = (self.done / ".python-version").read_text().strip()
+            cost(["docker", "tag", base, f"python:{version}-slim"], self.scratch, clean_environment())
+        with World.open(self.scratch / "known", project, after=("push --yes",)) as world:
+            pull = world.pull_request(world.change({"README.md": "# Late?\n"}, "Ask"))
+            few = world.run("pull-request.yml", pull.event())
+        bare = project.copy(self.scratch / "bare" / "bench").forget()
+        bare.commit("Begin anew")
+        with World.open(self.scratch / "unknown", bare) as world:
+            all_of_it = world.run("pull-request.yml", world.push())
+        took = [sum(job.seconds for job in run.found.values()) for run in (few, all_of_it)]
+        green = all(run.jobs["all-checks-pass"] == "success" for run in (few, all_of_it))
+        return Found(
+            f"{took[0] / took[1]:.3f}",
+            green and took[0] / took[1] <= 0.15,
+            "the steps of all jobs of pull-request.yml, added up, as `act` runs them here with the environment restored "
+            "from a cache: a change of README.md against the first push, which ingests ten months, trains, tests, builds "
+            "and load-tests; one run each",
+            f"{took[0]:.0f} s against {took[1]:.0f} s. Jobs of the change to prose: "
+            + ", ".join(f"{name} {job.seconds:.0f} s" for name, job in few.found.items() if job.conclusion != "skipped")
+            + ".",
         )
 
 

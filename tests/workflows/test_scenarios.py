@@ -28,6 +28,7 @@ PULL, REPORT = "pull-request.yml", "report.yml"
 LIGHTER = {
     "starts": "3",
     "rounds": "1",
+    "budget": "1",
     "p50": "100",
     "p95": "100",
     "p99": "100",
