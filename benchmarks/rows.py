@@ -426,9 +426,9 @@ class Bench:
         return Found(
             f"{took[0] / took[1]:.3f}",
             green and took[0] / took[1] <= 0.15,
-            "the steps of all jobs of pull-request.yml, added up, as `act` runs them with the environment from "
-            "a cache: a change of README.md against the first push, which ingests ten months, trains, tests, builds and "
-            "load-tests; one run each",
+            "the steps of all jobs of pull-request.yml, added up, as `act` runs them, environment from a cache: "
+            "a change of README.md against the first push, which ingests ten months, trains, tests, builds and loads; "
+            "one run each",
             f"{took[0]:.0f} s against {took[1]:.0f} s. Jobs of the change to prose: "
             + ", ".join(f"{name} {job.seconds:.0f} s" for name, job in few.found.items() if job.conclusion != "skipped")
             + ".",
