@@ -423,7 +423,7 @@ def test_a_variable_is_all_that_logs_in_to_a_cloud(world: World) -> None:
 
     assert (run.jobs["lint"], run.jobs["data"], run.jobs["all-checks-pass"]) == ("success", "failure", "failure")
     asked = "no cloud gives credentials here for arn:aws:iam::1:role/reader"
-    assert {each.message for each in run.annotations} == {asked}
+    assert {each.message for each in run.annotations} == {asked}, run.faults
 
 
 @executes(PULL, "data", "report")
