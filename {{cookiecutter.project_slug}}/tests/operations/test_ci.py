@@ -570,7 +570,7 @@ def test_a_report_is_no_all_clear_where_no_verdict_was_reached(
 ) -> None:
     said = ci.write_report(needs(**results))
 
-    assert said == "❌ do not merge: no verdict was reached"
+    assert said == "❌ Do not merge: no verdict was reached"
     assert f"**Why:** {names} ended before the model could be judged." in workflow("GITHUB_STEP_SUMMARY")
 
 

@@ -185,8 +185,8 @@ def test_a_push_is_parted_into_lots_that_a_host_takes(
     monkeypatch.setattr(refs, "AT_ONCE", 2)
     monkeypatch.setattr(refs, "MOST_AT_ONCE", 900)
     pushed = []
-    git = refs._git
-    monkeypatch.setattr(refs, "_git", lambda *words, **more: pushed.append(words) or git(*words, **more))
+    git = refs.git
+    monkeypatch.setattr(refs, "git", lambda *words, **more: pushed.append(words) or git(*words, **more))
 
     assert storage.push().startswith("7 of 7 objects")
 
@@ -460,7 +460,7 @@ def test_a_cloud_that_takes_nothing_from_here_is_no_failure_where_pushing_is_opt
         raise UserError(f"dvc {words[0]}: {reason}")
 
     monkeypatch.setattr(storage, "in_refs", lambda: False)
-    monkeypatch.setattr(storage, "_dvc", refused)
+    monkeypatch.setattr(storage, "dvc", refused)
 
     assert storage.push(optional=True) == f"nothing pushed: dvc push: {reason}"
     with pytest.raises(ReadOnlyError):
@@ -474,7 +474,7 @@ def test_a_cloud_that_does_not_answer_is_a_failure_also_where_pushing_is_optiona
         raise UserError("dvc push: could not connect to the endpoint")
 
     monkeypatch.setattr(storage, "in_refs", lambda: False)
-    monkeypatch.setattr(storage, "_dvc", lost)
+    monkeypatch.setattr(storage, "dvc", lost)
 
     with pytest.raises(UserError, match="could not connect"):
         storage.push(optional=True)

@@ -70,9 +70,9 @@ def bentofile(about: dict[str, Any], python_version: str) -> dict[str, Any]:
 
 
 def content_hash(folder: Path) -> str:
-    """Return 16 hexadecimal digits of a SHA-256 over the names and bytes of all files."""
+    """Return 16 hexadecimal digits of a SHA-256 over the names and bytes of all files, but for Python's bytecode."""
     found = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"):
         for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
             found.update(len(part).to_bytes(8) + part)
     return found.hexdigest()[:16]
