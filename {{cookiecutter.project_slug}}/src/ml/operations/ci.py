@@ -91,11 +91,16 @@ def reach(path: str) -> str:
     return next((what for pattern, what in REACH.items() if fnmatch(path, pattern)), "everything")
 
 
+def changed_files(base: str) -> list[str]:
+    """Return the files that HEAD's commit changes against its base; none where there is no base."""
+    listed = sides.git("diff", "--name-only", "-z", "--no-renames", base, "HEAD") if base else b""
+    return [name for name in listed.decode(errors="replace").split("\0") if name]
+
+
 def plan(told: dict[str, Any]) -> Plan:
     """Return what the change of HEAD's commit against its base needs; raise UserError where DVC or git fail."""
     base = base_of(told)
-    listed = sides.git("diff", "--name-only", "-z", "--no-renames", base, "HEAD") if base else b""
-    changed = [name for name in listed.decode(errors="replace").split("\0") if name]
+    changed = changed_files(base)
     reached = {reach(path) for path in changed} if base else {"everything"}
     problems = lock.problems(Path.cwd())
     stale = [problem for problem in problems if problem.kind != "unpushed"]
@@ -294,9 +299,9 @@ def without_verdict(results: dict[str, str], planned: dict[str, str]) -> str:
             "The log of that job says why, in its last line.\n"
         )
     base = planned.get("base", "")
-    listed = sides.git("diff", "--name-only", "-z", base, "HEAD").decode(errors="replace").split("\0") if base else []
-    files = "\n".join(f"- {report.code(name)}" for name in listed[: report.SHOWN] if name)
-    rest = f"\n\n… and {len(listed) - 1 - report.SHOWN} more" if len(listed) - 1 > report.SHOWN else ""
+    listed = changed_files(base)
+    files = "\n".join(f"- {report.code(name)}" for name in listed[: report.SHOWN])
+    rest = f"\n\n… and {len(listed) - report.SHOWN} more" if len(listed) > report.SHOWN else ""
     measured = _measured(Path("reports"))
     return (
         "## ✅ Safe to merge: the model does not change\n\n"
