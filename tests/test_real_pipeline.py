@@ -168,7 +168,7 @@ def test_changed_setting_runs_only_what_trains_and_judges(branched: tuple[Projec
 def test_diff_shows_the_changed_setting_and_the_metrics(small: Project, branched: tuple[Project, str]) -> None:
     project = branched[0]
 
-    rows = [[cell.strip() for cell in line.split("|")] for line in project.done("make", "diff").splitlines()]
+    rows = [[cell.strip() for cell in line.split("|")] for line in project.done(".venv/bin/ml", "diff").splitlines()]
 
     assert ["", "train.settings.max_iter", "8", "9", ""] in rows
     shown = {row[1]: row[2:4] for row in rows if len(row) > 3 and row[1] in project.metrics}
