@@ -23,11 +23,17 @@ CONFINED = ("--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=n
 READY = 60  # seconds
 # One call a tool: dash looks at the first word of `command -v` alone.
 UNWANTED = "for tool in cc gcc git; do command -v $tool; done; true"
+PROBE = """
+import os, urllib.request
+urllib.request.urlopen(f"http://127.0.0.1:{os.environ['BENTOML_PORT']}/readyz", timeout=2)
+"""
 ASK = """
-import json, sys, urllib.error, urllib.request
+import json, os, sys, urllib.error, urllib.request
+
+port = os.environ["BENTOML_PORT"]
 
 def ask(path, body=None):
-    request = urllib.request.Request(f"http://127.0.0.1:3000{path}", body, {"content-type": "application/json"})
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return [answer.status, json.load(answer)]
@@ -51,7 +57,7 @@ def run(root: Path, base: str | None = None, network: str | None = None) -> str:
     scorer = Scorer(root / build.MODEL)
     (root / RESULT).unlink(missing_ok=True)
     (root / RESULT).parent.mkdir(parents=True, exist_ok=True)
-    _engine(engine, *arguments(root, tag, scorer.digest, base, network), show=True)
+    tell(engine, *arguments(root, tag, scorer.digest, base, network), show=True)
     faults, size = check(engine, tag, scorer)
     content = {
         "model": scorer.digest,
@@ -71,7 +77,7 @@ def find_engine() -> str:
     engine = next((name for name in ENGINES if shutil.which(name)), None)
     if engine is None:
         raise UserError("no container engine here: install docker or podman; make serve works without")
-    _engine(engine, "info")
+    tell(engine, "info")
     return engine
 
 
@@ -92,15 +98,15 @@ def arguments(root: Path, tag: str, digest: str, base: str | None, network: str 
 
 def check(engine: str, tag: str, scorer: Scorer) -> tuple[list[str], int]:
     """Return what is wrong with the image, and its size in bytes."""
-    about = json.loads(_engine(engine, "inspect", "--type=image", tag))[0]
+    about = json.loads(tell(engine, "inspect", "--type=image", tag))[0]
     faults = [] if about["Config"].get("User", "").split(":")[0] not in ("", "0", "root") else ["it runs as root"]
     with running(engine, tag, *CONFINED) as name:
-        found = _engine(engine, "exec", name, "sh", "-c", UNWANTED).split()
+        found = tell(engine, "exec", name, "sh", "-c", UNWANTED).split()
         faults += [f"it holds {Path(tool).name}" for tool in found]
-        if (problem := _wait(engine, name)) is not None:
+        if (problem := wait(engine, name)) is not None:
             return [*faults, problem], about["Size"]
         example = scorer.contract.example()
-        answers = json.loads(_engine(engine, "exec", name, "python", "-c", ASK, json.dumps([example])))
+        answers = json.loads(tell(engine, "exec", name, "python", "-c", ASK, json.dumps([example])))
     return faults + disagreements(answers, scorer), about["Size"]
 
 
@@ -120,7 +126,7 @@ def disagreements(answers: dict[str, Any], scorer: Scorer) -> list[str]:
 @contextmanager
 def running(engine: str, tag: str, *words: str) -> Iterator[str]:
     """Yield the name of a running container that is removed with the block."""
-    name = _engine(engine, "run", "--detach", *words, tag).strip()
+    name = tell(engine, "run", "--detach", *words, tag).strip()
     try:
         yield name
     finally:
@@ -128,21 +134,22 @@ def running(engine: str, tag: str, *words: str) -> Iterator[str]:
 
 
 def ended(engine: str, name: str) -> str | None:
-    """Return the last line of a container that ended; None where it runs."""
-    if json.loads(_engine(engine, "inspect", name))[0]["State"]["Running"]:
+    """Return the last line of a container that ended, whether or not it was started again; None where it runs."""
+    about = json.loads(tell(engine, "inspect", name))[0]
+    if about["State"]["Running"] and not about.get("RestartCount"):
         return None
     last = subprocess.run([engine, "logs", "--tail=1", name], capture_output=True, text=True, check=False)
     return (last.stdout + last.stderr).strip()[-200:]
 
 
-def _wait(engine: str, name: str) -> str | None:
-    probe = "import urllib.request as u; u.urlopen('http://127.0.0.1:3000/readyz', timeout=2)"
+def wait(engine: str, name: str) -> str | None:
+    """Return why a container does not get ready; None once it is."""
     end = time.monotonic() + READY
     while time.monotonic() < end:
         if (reason := ended(engine, name)) is not None:
             return f"it ends at once: {reason}"
         if (
-            subprocess.run([engine, "exec", name, "python", "-c", probe], capture_output=True, check=False).returncode
+            subprocess.run([engine, "exec", name, "python", "-c", PROBE], capture_output=True, check=False).returncode
             == 0
         ):
             return None
@@ -150,7 +157,8 @@ def _wait(engine: str, name: str) -> str | None:
     return f"it is not ready after {READY} s"
 
 
-def _engine(engine: str, *words: str, show: bool = False) -> str:
+def tell(engine: str, *words: str, show: bool = False) -> str:
+    """Return what the engine prints; raise UserError with its last line, after the others with `show`."""
     done = subprocess.run([engine, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["no reason given"]

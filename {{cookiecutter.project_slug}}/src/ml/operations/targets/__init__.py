@@ -1,15 +1,43 @@
-"""Where a promoted image runs: one small module a target, chosen by DEPLOY_TARGET."""
+"""Where a promoted image runs: one small module a target, chosen by DEPLOY_TARGET; docs/deploy.md."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import re
+import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 from ml.errors import UserError
+from ml.serving import build
 
 NAMES = ("none", "compose", "kubernetes")
+IMAGE = re.compile(r"[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64}")
+LONGEST = 63  # characters of a name in Kubernetes (RFC 1123)
+# Asked inside the container, so that no target must open a port for it.
+SMOKE = """
+import json, os, urllib.error, urllib.request
+
+def ask(path, rows=None):
+    body = None if rows is None else json.dumps({"rows": rows}).encode()
+    where = f"http://127.0.0.1:{os.environ['BENTOML_PORT']}{path}"
+    request = urllib.request.Request(where, body, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return [answer.status, answer.read().decode()]
+    except urllib.error.HTTPError as error:
+        return [error.code, error.read().decode()]
+
+post = json.loads(ask("/docs.json")[1])["paths"]["/predict"]["post"]
+row = post["requestBody"]["content"]["application/json"]["example"]["rows"][0]
+due = post["responses"]["200"]["content"]["application/json"]["example"]
+print(json.dumps({"ready": ask("/readyz"), "info": ask("/info"), "good": ask("/predict", [row]),
+                  "bad": ask("/predict", [{**row, "no such field": 0}]), "due": due}))
+"""
 
 
 @dataclass(frozen=True)
@@ -21,6 +49,21 @@ class Wanted:
     model: str
     commit: str
     version: str = ""
+
+    def __post_init__(self) -> None:
+        if not IMAGE.fullmatch(self.image):
+            raise UserError(f"{self.image[:100]} names no image by digest: give REPOSITORY@sha256:…")
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Return the service's environment, which `/info` and `ml_model_info` repeat."""
+        return {"ML_COMMIT": self.commit, "ML_STAGE": self.stage, "ML_VERSION": self.version}
+
+    @property
+    def place(self) -> str:
+        """Return the name of what holds a stage of this project: at most 63 letters, digits and hyphens."""
+        name = build.project(Path.cwd())["name"]
+        return f"{name[: LONGEST - len(self.stage) - 1].rstrip('-')}-{self.stage}"
 
 
 class Target(Protocol):
@@ -40,5 +83,50 @@ def chosen() -> Target:
     """Return the target that DEPLOY_TARGET names, `none` by default; raise UserError for another name."""
     name = os.environ.get("DEPLOY_TARGET") or "none"
     if name not in NAMES:
-        raise UserError(f"DEPLOY_TARGET={name[:40]} must be one of {', '.join(NAMES)}: change the repository's variable")
+        raise UserError(
+            f"DEPLOY_TARGET={name[:40]} must be one of {', '.join(NAMES)}: change the repository's variable"
+        )
     return cast(Target, importlib.import_module(f"ml.operations.targets.{name}"))
+
+
+def judge(printed: str, wanted: Wanted) -> str:
+    """Return one line about the answers that SMOKE printed; raise UserError where they are not what is wanted."""
+    try:
+        answers = json.loads(printed)
+        faults = list(_faults(answers, wanted))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{wanted.place} answers {printed[:200] or 'nothing'}: look at its log") from None
+    if faults:
+        raise UserError(f"{wanted.place} answers, and {'; '.join(faults)}")
+    predictions = json.loads(answers["good"][1])["predictions"]
+    return f"{wanted.place} answers as {wanted.model[:12]}: {json.dumps(predictions[0])} for the example"
+
+
+def _faults(answers: dict[str, Any], wanted: Wanted) -> list[str]:
+    told, good = json.loads(answers["info"][1]), answers["good"]
+    faults = [] if answers["ready"][0] == 200 else [f"/readyz says {answers['ready'][0]}"]
+    due = {"model": wanted.model, **{name[3:].lower(): text or None for name, text in wanted.about.items()}}
+    faults += [f"its {key} is {told.get(key)}, not {text}" for key, text in due.items() if told.get(key) != text]
+    if good[0] != 200 or json.loads(good[1]) != answers["due"]:
+        faults.append(f"it predicts {good[0]} {good[1][:200]} for its own example")
+    if answers["bad"][0] != 400:
+        faults.append(f"it answers {answers['bad'][0]} to a field that does not exist")
+    return faults
+
+
+def tell(
+    *words: str, given: str | None = None, good: tuple[int, ...] = (0,), more: Mapping[str, str] | None = None
+) -> str:
+    """Return what a program prints, `given` on its standard input, with `more` in its environment.
+
+    Raises UserError with its last line for an exit code that is not good, or where there is no such program.
+    """
+    try:
+        env = {**os.environ, **(more or {})}
+        done = subprocess.run(words, input=given, capture_output=True, text=True, check=False, env=env)
+    except FileNotFoundError:
+        raise UserError(f"{words[0]} is not on this machine: install it, or choose another DEPLOY_TARGET") from None
+    if done.returncode not in good:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["no reason given"]
+        raise UserError(f"{words[0]}: {lines[-1].strip()[-300:]}")
+    return done.stdout
