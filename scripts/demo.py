@@ -184,7 +184,7 @@ def play(demo: Demo) -> None:
     with demo.step("review", "branch against main, on the same flights: is it safe to merge?"):
         print(indented(verdict(demo.run("make", "review", unless=BLOCKED))))
     with demo.step("build", "the Bento: service, model and locked requirements"):
-        print(indented(demo.run("make", "build")))
+        print(indented(demo.run(".venv/bin/ml", "build")))
     with ExitStack() as running:
         with demo.step("serve", "the model, on loopback"):
             address = running.enter_context(demo.serving())

@@ -30,7 +30,7 @@ def project(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Project
 
 @pytest.fixture(scope="module")
 def tag(project: Project) -> str:
-    return project.done(require("make"), "build").splitlines()[-1]
+    return project.done("ml", "build").splitlines()[-1]
 
 
 def result(project: Project) -> dict:

@@ -215,8 +215,8 @@ def test_fresh_project_passes_its_own(target: str, full: Project) -> None:
 
 
 def test_build_twice_gives_the_same_tag_and_nothing_of_training(full: Project) -> None:
-    first = full.done("make", "build").split()[-1]
-    second = full.done("make", "build").split()[-1]
+    first = full.done("ml", "build").split()[-1]
+    second = full.done("ml", "build").split()[-1]
 
     assert first == second
     bento = full / ".bentoml/bentos" / first.replace(":", "/")
@@ -227,7 +227,7 @@ def test_build_twice_gives_the_same_tag_and_nothing_of_training(full: Project) -
 def test_service_answers_what_onnx_runtime_and_scikit_learn_answer(full: Project) -> None:
     locked = full.python("import yaml; print(yaml.safe_load(open('dvc.lock'))['stages']['train']['outs'][0]['md5'])")
     wanted = json.loads(full.python(SCORES % locked.strip()))
-    full.done("make", "build")
+    full.done("ml", "build")
 
     with serving(full) as address:
         status, answer = ask(address, wanted["rows"])

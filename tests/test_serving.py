@@ -237,7 +237,7 @@ def test_a_built_bento_with_a_damaged_model_refuses_to_start_in_one_line(small: 
         assert done.returncode == 1
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line]
         assert len(lines) == 1, lines
-        assert re.fullmatch(r"ml: \S+model\.onnx is damaged or of another build: run make build again", lines[0])
+        assert re.fullmatch(r"ml: \S+model\.onnx is damaged or of another build: run ml build again", lines[0])
 
 
 @pytest.fixture

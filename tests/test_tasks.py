@@ -117,7 +117,7 @@ def test_plots_are_those_of_the_task_and_dvc_draws_their_columns(name: str, proj
 
 def test_service_answers_a_good_row_and_refuses_a_bad_one(name: str, project: Project) -> None:
     *_, spoiled, keys, _ = FACTS[name]
-    project.done("make", "build")
+    project.done("ml", "build")
     fields = json.loads((project / "build/bento/contract.json").read_text())["fields"]
     good = {field["name"]: field["example"] for field in fields}
 

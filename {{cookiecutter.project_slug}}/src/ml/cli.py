@@ -189,6 +189,7 @@ CI = {
     "pack": "pack what was made here and the commit lacks",
     "approval": "say which code owner approved the commit",
     "baseline": "build the base's Bento, to load-test beside it",
+    "reproduce": "make the model again as params.yaml asks, and compare",
     "summary": "show the verdict on the job's page and at the lines to edit",
     "report": "write the one report of a run; NEEDS holds its jobs as JSON",
     "comment": "post the report of a run on its pull request",
@@ -232,6 +233,7 @@ def parser() -> argparse.ArgumentParser:
     words["ci"].add_argument("action", choices=CI, help="; ".join(f"{name}: {what}" for name, what in CI.items()))
     words["ci"].add_argument("--base", default="", metavar="COMMIT", help="the base, for `baseline` (default: none)")
     words["ci"].add_argument("--run", type=int, metavar="ID", help="the run, for `comment`, `commit-lock` and `store`")
+    words["ci"].add_argument("--full", action="store_true", help="`reproduce` runs every stage again")
     words["ci"].add_argument("--dispatch", action="store_true", help="`commit-lock` starts the checks by hand")
     words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
     words["github"].add_argument("--dry-run", action="store_true", help="change nothing, say what would be set")

@@ -539,7 +539,7 @@ def written(path: Path, content: str) -> Callable[[], None]:
         pytest.param(
             written(reproduce.RESULT, "[]"),
             "determinism",
-            "result.json is not readable: run make reproduce",
+            "result.json is not readable: run ml reproduce",
             id="retrain",
         ),
     ],

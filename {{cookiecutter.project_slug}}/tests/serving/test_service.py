@@ -532,11 +532,11 @@ def test_a_service_that_goes_down_first_says_so_and_still_answers(tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("model.onnx", b"cut", "model.onnx is damaged or of another build: run make build again"),
+        ("model.onnx", b"cut", "model.onnx is damaged or of another build: run ml build again"),
         ("model.onnx", None, "No such file"),
         ("contract.json", b'{"version": 2}', "contract version 2, must be 1: run make pipeline"),
         ("contract.json", b"{", "Expecting property name"),
-        ("settings.json", None, "settings.json is missing: run make build or make serve, which write it"),
+        ("settings.json", None, "settings.json is missing: run ml build or make serve, which write it"),
     ],
     ids=["damaged", "no-model", "other-version", "cut-contract", "no-settings"],
 )

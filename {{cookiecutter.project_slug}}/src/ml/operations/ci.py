@@ -320,6 +320,18 @@ def _measured(folder: Path) -> str:
     return "".join(lines)
 
 
+def again(*, full: bool) -> str:
+    """Train again from the lock (`full`: run every stage), or score again where `deliver.reproduce` asks for no more."""
+    from ml.pipeline import params
+    from ml.review import reproduce
+
+    settings = params.read()
+    if settings.deliver.reproduce == "evaluate":
+        return reproduce.rescore() + "\n"
+    reproduce.run(settings, full=full)
+    return ""
+
+
 def _comment(words: Any) -> str:
     from ml.operations import comment
 
@@ -344,6 +356,7 @@ ACTIONS: dict[str, Callable[[Any], str]] = {
     "pack": lambda _: bundle.pack() + "\n",
     "approval": lambda _: give({"approved": approver(event())}),
     "baseline": lambda words: give({"baseline": baseline(words.base)}),
+    "reproduce": lambda words: again(full=words.full),
     "summary": lambda _: summary() + "\n",
     "report": lambda _: write_report(json.loads(os.environ["NEEDS"])) + "\n",
     "comment": _comment,

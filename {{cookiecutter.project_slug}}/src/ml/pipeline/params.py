@@ -291,6 +291,10 @@ class Card(Section):
     limits: list[str] = Field(min_length=1)
 
 
+class Deliver(Section):
+    reproduce: Literal["full", "evaluate"] = "full"
+
+
 class Params(Section):
     objective: Objective
     task: Literal["binary", "multiclass", "regression"]
@@ -304,6 +308,7 @@ class Params(Section):
     gates: Gates
     loadtest: Loadtest
     serve: Serve = Serve()
+    deliver: Deliver = Deliver()
     report: Report
     card: Card
 

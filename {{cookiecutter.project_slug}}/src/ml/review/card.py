@@ -40,7 +40,7 @@ def card(verdict: Verdict, facts: dict[str, Any]) -> str:
         .get_template("card.md.jinja")
         .render(
             v=verdict,
-            facts={"settings": {}, "threshold": None} | facts,
+            facts={"settings": {}, "threshold": None, "scored_only": False} | facts,
             head=Markup(front_matter(verdict, facts)),
             objective=objective(verdict),
             name=Name,

@@ -303,7 +303,7 @@ def _parity(facts: Facts, params: Params) -> Result:
 def _determinism(facts: Facts, params: Params) -> Result:
     found = facts.reproduced
     if found is None:
-        sentence = "no retrain of this lock was made here; make reproduce makes one"
+        sentence = "no retrain of this lock was made here; ml reproduce makes one"
         return Result(gate="determinism", status="skipped", sentence=sentence)
     if found["same"] is True:
         return Result(gate="determinism", status="passed", sentence="a retrain gave the committed bytes")

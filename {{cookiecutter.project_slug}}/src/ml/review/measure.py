@@ -370,7 +370,7 @@ def reproduced(own_lock: Path = Path("dvc.lock")) -> dict[str, Any] | None:
         found = json.loads(reproduce.RESULT.read_text())
         of, _ = found["lock_sha256"], [found[key] for key in ("same", "differ", "largest_difference", "flips")]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{reproduce.RESULT} is not readable: run make reproduce again") from None
+        raise UserError(f"{reproduce.RESULT} is not readable: run ml reproduce again") from None
     return found if of == hashlib.sha256(own_lock.read_bytes()).hexdigest() else None
 
 

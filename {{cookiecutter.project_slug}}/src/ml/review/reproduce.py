@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RESULT = Path("reports/reproduce/result.json")
 STAGE = "train"
+SCORING = "evaluate"
 
 
 def run(params: Params, *, full: bool) -> None:
@@ -65,6 +66,23 @@ def run(params: Params, *, full: bool) -> None:
     print(f"the retrain gives other bytes: {', '.join(differ)}" if differ else "the retrain gives the committed bytes")
 
 
+def rescore() -> str:
+    """Score the locked model again elsewhere and return what was found; no retrain is claimed.
+
+    Raises UserError where the outputs of `evaluate` differ from the locked ones, and as `run` does.
+    """
+    with _alone(), TemporaryDirectory(prefix="reproduce-") as folder:
+        scratch = Path(folder).resolve()
+        copy_project(scratch)
+        with lock.opened(Path.cwd()) as project:
+            cache = Path(project.cache.local.path)
+        outcome = again(scratch, cache, only=SCORING)
+    RESULT.unlink(missing_ok=True)
+    if differ := [path for path, (was, now) in outcome.items() if was != now]:
+        raise UserError(f"the locked model does not give the locked {', '.join(differ)}: run make pipeline")
+    return "the locked model gives the locked metrics; it was not trained again"
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     # On a file that stands there anyway: a lock that is killed with its process and leaves nothing behind.
@@ -90,12 +108,12 @@ def copy_project(scratch: Path) -> None:
     (scratch / ".dvc" / "config.local").write_text("\n".join(own))
 
 
-def again(scratch: Path, cache: Path, *, full: bool = False) -> dict[str, tuple[str, str | None]]:
-    """Run the stage `train`, or all in order, in a copy of the project; return each output's hash, locked and made."""
+def again(scratch: Path, cache: Path, *, full: bool = False, only: str = STAGE) -> dict[str, tuple[str, str | None]]:
+    """Run one stage, or all in order, in a copy of the project; return each output's hash, locked and made."""
     if found := lock.problems(scratch, stored=False):
         raise UserError(f"dvc.lock is not current ({found[0].what}): run make pipeline, then this again")
     with lock.opened(scratch) as repo:
-        stages = _chosen(repo, full)
+        stages = _chosen(repo, full, only)
         _materialise(repo, stages, cache)
         outs = {Path(out.fs_path): out.hash_info.value for stage in stages for out in stage.outs}
         for path in outs:
@@ -108,14 +126,15 @@ def again(scratch: Path, cache: Path, *, full: bool = False) -> dict[str, tuple[
         return {path.relative_to(scratch).as_posix(): (md5, lock.digest(path, ignored)) for path, md5 in outs.items()}
 
 
-def _chosen(repo: Repo, full: bool) -> list[Stage]:
+def _chosen(repo: Repo, full: bool, only: str) -> list[Stage]:
     from networkx import topological_sort
 
     # DVC's graph leads from a stage to those it needs.
     ordered = [stage for stage in reversed([*topological_sort(repo.index.graph)]) if getattr(stage, "cmd", None)]
-    stages = ordered if full else [stage for stage in ordered if stage.name == STAGE]
+    stages = ordered if full else [stage for stage in ordered if stage.name == only]
     if not stages:
-        raise UserError(f"dvc.yaml has no stage {STAGE!r}: name so the one that writes {MODEL}")
+        what = "writes" if only == STAGE else "scores"
+        raise UserError(f"dvc.yaml has no stage {only!r}: name so the one that {what} {MODEL}")
     return stages
 
 

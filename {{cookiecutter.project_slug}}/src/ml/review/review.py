@@ -408,6 +408,7 @@ def card_facts(verdict: Verdict, params: Params, ours: measure.Candidate) -> dic
         if before
         else "none: this is the first model",
         "threshold": ours.contract.get("threshold"),
+        "scored_only": params.deliver.reproduce == "evaluate",
     }
 
 

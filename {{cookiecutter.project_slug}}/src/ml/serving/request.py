@@ -169,7 +169,7 @@ class Contract:
         try:
             return cls.parse(json.loads(path.read_text(encoding="utf-8")))
         except OSError:
-            raise UserError(f"{path} is missing: run make build or make serve, which write it") from None
+            raise UserError(f"{path} is missing: run ml build or make serve, which write it") from None
 
     def example(self) -> dict[str, Any]:
         """Return the row that the schema's examples make."""
@@ -249,7 +249,7 @@ class Scorer:
             raise UserError(f"{model} is not a model of this project ({reason}): run make pipeline") from None
         self.contract = contract or Contract.parse(carried)
         if self.contract.entries.get("model", {}).get("sha256", self.digest) != self.digest:
-            raise UserError(f"{model} is not the model of its contract.json: run make build or make serve again")
+            raise UserError(f"{model} is not the model of its contract.json: run ml build or make serve again")
         inputs = [entry.name for entry in self.session.get_inputs()]
         if sorted(inputs) != sorted(field.name for field in self.contract.fields):
             raise UserError(f"{model} has the inputs {inputs}, which are not its contract's fields: run make pipeline")

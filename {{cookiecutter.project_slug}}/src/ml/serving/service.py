@@ -37,7 +37,7 @@ def load(root: Path) -> tuple[Contract, Settings]:
         contract, settings = Contract.read(root / "contract.json"), Settings.read(root / "settings.json")
         digest = hashlib.sha256((root / "model.onnx").read_bytes()).hexdigest()
         if digest != contract.entries["model"]["sha256"]:
-            raise UserError(f"{root / 'model.onnx'} is damaged or of another build: run make build again")
+            raise UserError(f"{root / 'model.onnx'} is damaged or of another build: run ml build again")
     except (UserError, OSError, ValueError, KeyError) as error:
         raise SystemExit(f"ml: {' '.join(str(error).split())}") from None
     return contract, settings

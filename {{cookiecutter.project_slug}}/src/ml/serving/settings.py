@@ -33,7 +33,7 @@ class Settings:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError:
-            raise UserError(f"{path} is missing: run make build or make serve, which write it") from None
+            raise UserError(f"{path} is missing: run ml build or make serve, which write it") from None
         told = {key: environment.get(f"ML_{key.upper()}") or None for key in ("commit", "version", "stage")}
         content["workers"] = int(_number(environment, "ML_WORKERS", content["workers"], least=1))
         content["drain"] = _number(environment, "ML_DRAIN", content["drain"], least=0)
