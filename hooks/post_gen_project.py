@@ -11,6 +11,8 @@ ANSWERS = r'''{{ cookiecutter | tojson }}'''  # fmt: skip
 
 # What checks that ran inside the template folder leave behind.
 CACHES = ("**/__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache")
+# What an answer of false leaves out.
+OPTIONAL = {"include_kubernetes": ("deploy/kubernetes",)}
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary")
 
 
@@ -21,6 +23,8 @@ def main() -> None:
     Path("dot-python-version").replace(".python-version")
     for name in LICENSES:
         Path(f"LICENSE-{name}").unlink(missing_ok=True)
+    for folder in (folder for name, folders in OPTIONAL.items() if not answers[name] for folder in folders):
+        shutil.rmtree(folder)
     for pattern in CACHES:
         for folder in list(Path().glob(pattern)):
             shutil.rmtree(folder)

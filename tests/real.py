@@ -203,12 +203,16 @@ def wait_until(true: Callable[[], object], process: subprocess.Popen[str], secon
     pytest.fail(f"{process.args}: nothing in {seconds} s")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextmanager
 def serving(project: Project, **more: str) -> Iterator[str]:
     """Yield the address of the running service with more in its environment; it ends with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (project / "build").mkdir(exist_ok=True)
     with (project / "build/serve.log").open("w") as log:
         server = subprocess.Popen(

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import clean_environment, require
 from load import Load, example, fetch, held, hostile, received, send, workers
-from real import Project, ask, serving, wait_until
+from real import Project, ask, free_port, serving, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,12 +31,6 @@ CASES = 60  # of each route and kind of data; some hundreds in all
 def address(small: Project) -> Iterator[str]:
     with serving(small, ML_VERSION="v1.2.0", ML_STAGE="staging") as found:
         yield found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Served:
