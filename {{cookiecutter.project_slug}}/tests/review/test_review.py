@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import nullcontext
@@ -815,6 +816,17 @@ def test_a_production_without_a_model_is_not_taken_for_a_first_one(workshop: Pat
     assert "models/model.onnx is not in dvc.lock of model#production#1" in result(found, "harm").sentence
     with pytest.raises(UserError, match=r"has no models/model\.onnx in its dvc\.lock: name a commit that has one"):
         reviewed(against=bare)
+
+
+def test_a_production_from_before_the_first_lock_leaves_the_next_model_a_first_one(workshop: Path) -> None:
+    tree = subprocess.run(["git", "mktree"], input=b"", capture_output=True, check=True).stdout.decode().strip()
+    bare = sides.git("commit-tree", tree, "-m", "trained where it was delivered").decode().strip()
+    tag(workshop, "model#production#1", "2024-01-01T00:00:00Z", bare)
+
+    found = reviewed()
+
+    assert found.production is None
+    assert "failed" not in {result(found, gate).status for gate in review.OF_PRODUCTION}
 
 
 @pytest.mark.parametrize(

@@ -230,8 +230,8 @@ def run(
     if at_other is not None and model not in at_other.outputs():
         if against:
             raise UserError(f"{against} has no {model} in its dvc.lock: name a commit that has one with --against")
-        # A commit that was assigned to production had one: what is unreadable is not a first model.
-        at_other = at_other if sides.STAGE.fullmatch(other_ref) else None
+        # What is in production and cannot be read is not a first model, unless it was delivered before any lock was.
+        at_other = at_other if sides.STAGE.fullmatch(other_ref) and at_other.ever("dvc.lock") else None
     own_lock = sides.locked(Path("dvc.lock").read_bytes(), "the work tree") if Path("dvc.lock").exists() else {}
     unjudged: dict[str, str] = {}
     try:

@@ -97,6 +97,10 @@ class Commit:
     def file(self, path: str) -> bytes | None:
         return show(self.sha, path)
 
+    def ever(self, path: str) -> bool:
+        """Return whether this commit or one before it had a file."""
+        return bool(git("log", "-1", "--format=%H", self.sha, "--", path))
+
     def outputs(self) -> dict[str, str]:
         """Return the md5 of each output by its path; empty where the commit has no dvc.lock.
 
