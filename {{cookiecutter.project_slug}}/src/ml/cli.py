@@ -78,9 +78,15 @@ def take(words: Words) -> None:
 
 
 def ci(words: Words) -> None:
-    from ml.operations import ci
+    from ml.operations import ci, deliver
 
-    print(ci.ACTIONS[words.action](words), end="")
+    print((ci.ACTIONS | deliver.ACTIONS)[words.action](words), end="")
+
+
+def release(words: Words) -> None:
+    from ml.operations import release
+
+    print(release.run(words.bump, words.commit))
 
 
 def diff(words: Words) -> None:
@@ -175,6 +181,7 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "take": (take, "bring here what CI trained for this commit", "ml take"),
     "ci": (ci, "what only a workflow does", "ml ci plan"),
     "github": (github, "set rules, labels and environments of the repository on GitHub", "ml github --dry-run"),
+    "release": (release, "tag the next version; in a workflow, publish it", "ml release --bump minor"),
     "storage": (storage, "store the objects of dvc.lock, or bring them here", "ml storage pull models"),
     "build": (build, "make the Bento of the service and the model", "ml build"),
     "score": (score, "score the rows of files, here or at a URL", "ml score flights.parquet scores.parquet"),
@@ -195,6 +202,13 @@ CI = {
     "comment": "post the report of a run on its pull request",
     "commit-lock": "publish and commit what a run trained",
     "store": "store what main's own run had to make",
+    "deliver": "say what a merge needs",
+    "login": "let the container engine into the registry",
+    "publish": "push the image as sha-COMMIT and tell its digest",
+    "scan": "judge the scan of the image",
+    "record": "record what the image is, beside it",
+    "promote": "promote an image to a stage, and ask the service",
+    "version": "start the release that the pull request's label asks for",
 }
 
 
@@ -233,9 +247,13 @@ def parser() -> argparse.ArgumentParser:
     words["ci"].add_argument("action", choices=CI, help="; ".join(f"{name}: {what}" for name, what in CI.items()))
     words["ci"].add_argument("--base", default="", metavar="COMMIT", help="the base, for `baseline` (default: none)")
     words["ci"].add_argument("--run", type=int, metavar="ID", help="the run, for `comment`, `commit-lock` and `store`")
+    words["ci"].add_argument("--digest", metavar="DIGEST", help="the image, for `record` and `promote`")
+    words["ci"].add_argument("--stage", choices=("staging", "production"), help="for `promote`")
     words["ci"].add_argument("--full", action="store_true", help="`reproduce` runs every stage again")
     words["ci"].add_argument("--dispatch", action="store_true", help="`commit-lock` starts the checks by hand")
     words["reproduce"].add_argument("--full", action="store_true", help="run every stage again, not only train")
+    words["release"].add_argument("--bump", choices=("patch", "minor", "major"), help="which part rises (patch)")
+    words["release"].add_argument("--commit", metavar="REF", help="a commit that was delivered (default: production's)")
     words["github"].add_argument("--dry-run", action="store_true", help="change nothing, say what would be set")
     _storage(words["storage"])
     words["score"].add_argument("source", metavar="IN", help="a file, folder or glob; .parquet, .csv or .csv.gz")

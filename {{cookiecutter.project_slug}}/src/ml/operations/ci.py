@@ -1,6 +1,6 @@
 """What the jobs of pull-request.yml do beside the targets that a laptop has: plan, tell, join.
 
-The jobs run a change's own code, so nothing here holds a token that writes. Inputs and outputs are GitHub's: the
+These jobs run a change's own code, so none of them holds a token that writes. Inputs and outputs are GitHub's: the
 event's file, `GITHUB_OUTPUT`, `GITHUB_STEP_SUMMARY` and annotations on standard output.
 """
 
@@ -135,6 +135,11 @@ def give(outputs: dict[str, str]) -> str:
     return lines
 
 
+def tell(text: str) -> None:
+    """Add Markdown to the job's page."""
+    _append("GITHUB_STEP_SUMMARY", f"{text}\n")
+
+
 def _append(variable: str, text: str) -> None:
     if path := os.environ.get(variable):
         with open(path, "a", encoding="utf-8") as file:
@@ -162,14 +167,21 @@ def baseline(base: str) -> str:
 
 
 def approver(told: dict[str, Any]) -> str:
-    """Return the code owner who approved this very commit of the pull request; empty where none has.
+    """Return the code owner who approved this very commit of the pull request, or of the one that was merged by a push.
+
+    Empty where none has.
 
     Owners are the people whom the base's CODEOWNERS names for params.yaml. Teams cannot be read with a workflow's
     token, so their members count only where they are named themselves.
     """
-    if not (request := told.get("pull_request")):
+    try:
+        request = told.get("pull_request") or (merged(GitHub.open(), told["after"]) if "after" in told else None)
+    except UserError as error:
+        print(f"::warning::{error}: no approval counts")
         return ""
-    base = sides.Commit.at(f"origin/{request['base']['ref']}")
+    if not request or not (start := base_of(told)):
+        return ""
+    base = sides.Commit.at(start if "after" in told else f"origin/{request['base']['ref']}")
     people = owners((base.file(".github/CODEOWNERS") or b"").decode(errors="replace"), "params.yaml")
     said: dict[str, dict[str, Any]] = {}
     try:
@@ -187,6 +199,12 @@ def approver(told: dict[str, Any]) -> str:
         and name in people - {_login(request)}
     ]
     return next(iter(sorted(agreed)), "")
+
+
+def merged(github: GitHub, sha: str) -> dict[str, Any] | None:
+    """Return the pull request that a commit of the default branch merged; None for one that was pushed to it."""
+    found = github.pages(f"commits/{sha}/pulls")
+    return next((one for one in found if one["merged_at"] and one["merge_commit_sha"] == sha), None)
 
 
 def _login(told: dict[str, Any]) -> str:
@@ -253,7 +271,7 @@ def summary() -> str:
     verdict = read_verdict()
     if verdict is None:
         return "no verdict was reached"
-    _append("GITHUB_STEP_SUMMARY", (REVIEW / report.MARKDOWN).read_text(encoding="utf-8"))
+    tell((REVIEW / report.MARKDOWN).read_text(encoding="utf-8"))
     for line in annotations(verdict):
         print(line)
     return report.clean(verdict.headline)
@@ -280,7 +298,7 @@ def write_report(needs: dict[str, Any]) -> str:
     else:
         text = without_verdict(results, plan_of(needs))
         write_bytes(text.encode(), REVIEW / report.MARKDOWN)
-    _append("GITHUB_STEP_SUMMARY", text)
+    tell(text)
     return report.clean(verdict.headline if verdict else text.splitlines()[0].lstrip("# "))
 
 
@@ -321,7 +339,7 @@ def _measured(folder: Path) -> str:
 
 
 def again(*, full: bool) -> str:
-    """Train again from the lock (`full`: run every stage), or score again where `deliver.reproduce` asks for no more."""
+    """Train again from the lock (`full`: run every stage); only score where `deliver.reproduce` asks for no more."""
     from ml.pipeline import params
     from ml.review import reproduce
 

@@ -89,9 +89,16 @@ class GitHub:
             except requests.RequestException as error:
                 raise UserError(f"GitHub stopped answering ({type(error).__name__}): GET {path}") from None
 
+    def upload(self, address: str, path: Path) -> None:
+        """Send a file to where a release takes its files."""
+        with path.open("rb") as file:
+            kind = {"Content-Type": "application/octet-stream"}
+            self._ask("POST", address, data=file, params={"name": path.name}, headers=kind)
+
     def _ask(self, method: str, path: str, **more: Any) -> requests.Response:
         where = path if path.startswith("http") else f"{self.root}{path if path[0] == '/' else self._below(path)}"
         headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
+        headers |= more.pop("headers", {})
         try:
             answer = requests.request(method, where, headers=headers, auth=self._sign, timeout=SECONDS, **more)
         except requests.RequestException as error:

@@ -68,7 +68,7 @@ def settings(github: GitHub, send: Send, branch: str) -> Iterator[Setting]:
     yield "workflows read by default and may open pull requests", remedy, lambda: _actions(github, send)
     for name in LABELS:
         yield f"label {name}", "Issues > Labels", lambda name=name: _label(github, send, name)
-    for name in ("staging", "production"):
+    for name in ("staging", "production", "rollback"):
         remedy = f"{UPGRADE} any branch may deploy"
         what = f"environment {name}: only {branch} deploys to it"
         yield what, remedy, lambda name=name: _environment(github, send, name, branch)

@@ -1,0 +1,291 @@
+"""What deliver.yml does beside promotion: says what a merge needs, publishes the image, judges its scan, records it.
+
+Where each thing is described: docs/delivery.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ml.errors import SourceError, UserError
+from ml.operations import ci, promote, record
+from ml.operations.github import GitHub
+from ml.operations.registry import Registry
+from ml.pipeline import params
+from ml.review import report, sides
+from ml.serving import build, image, loadtest
+
+FOLDER = Path("build/delivery")
+SBOM, GRYPE, SCAN, LOADTEST = (FOLDER / f"{name}.json" for name in ("sbom", "grype", "scan", "loadtest"))
+EXEMPTIONS = Path(".github/vulnerabilities.yaml")
+CRITICAL = "Critical"
+BUMPS = ("major", "minor", "patch")
+# What an image holds, beside the model and settings: a change of anything else needs no new image.
+RECIPE = (
+    *(f"src/ml/{name}" for name in (*build.CODE, "serving/build.py")),
+    build.REQUIREMENTS.as_posix(),
+    image.DOCKERFILE.as_posix(),
+    ".python-version",
+)
+REFUSED = ("denied", "403", "forbidden", "unauthorized", "401")
+LINK = "on the package's page, Package settings > Manage Actions access, give this repository the role Write"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge needs; `baseline` is production's image by digest, empty where there is none to compare with."""
+
+    deliver: bool
+    why: str
+    train: bool = False
+    base: str = ""
+    baseline: str = ""
+
+    def outputs(self) -> dict[str, str]:
+        """Return what later jobs ask for, as GitHub's outputs."""
+        flags = {name: str(getattr(self, name)).lower() for name in ("deliver", "train")}
+        return {**flags, "base": self.base, "baseline": self.baseline}
+
+
+def content(read: Callable[[str], bytes | None], model: str) -> str:
+    """Return 16 hexadecimal digits of what an image is made of: the model (its MD5), code, settings, recipe.
+
+    The commit is no part of it. `read` returns a file of the project, None where there is none.
+    """
+    about = tomllib.loads((read("pyproject.toml") or b"").decode())["project"]
+    serve = params.parse((read("params.yaml") or b"").decode(), "params.yaml").serve.model_dump()
+    settings = json.dumps([about["name"], about.get("description"), serve], sort_keys=True)
+    found = hashlib.sha256()
+    for part in (model.encode(), settings.encode(), *(read(name) or b"" for name in RECIPE)):
+        found.update(len(part).to_bytes(8) + part)
+    return found.hexdigest()[:16]
+
+
+def plan(told: dict[str, Any]) -> Plan:
+    """Return what the merge of HEAD needs; raise UserError where origin or the registry do not answer."""
+    base, head = ci.base_of(told), sides.Commit.at("HEAD")
+    model = head.outputs().get(ci.MODEL)
+    train = model is None
+    runs = promote.current("production")
+    if runs is None:
+        return Plan(True, "production runs nothing yet: this is the first delivery", train, base)
+    registry = Registry.open()
+    if registry.resolve(runs.digest) is None:
+        why = f"the image that production runs is no longer in {registry.image}: this one is not compared with it"
+        return Plan(True, why, train, base)
+    baseline = f"{registry.image}@{runs.digest}"
+    if model is None:
+        reached = {ci.reach(path) for path in ci.changed_files(runs.commit)}
+        same = reached <= {"docs", "tests"}
+    else:
+        now = content(head.file, model)
+        same = now in {kept.content for kept in record.beside(registry, runs.digest)}
+    if same:
+        why = f"nothing is promoted: {head.sha[:10]} changes neither model nor service, production stays {runs.tag}"
+        return Plan(False, why)
+    return Plan(True, f"{head.sha[:10]} changes model or service of {runs.tag}", train, base, baseline)
+
+
+def write_plan() -> str:
+    """Give the plan to later jobs and return it in words."""
+    found = plan(ci.event())
+    ci.give(found.outputs())
+    ci.tell(found.why)
+    return found.why
+
+
+def login() -> str:
+    """Let the container engine into the registry as REGISTRY_USER; return where, or that nobody was named."""
+    registry, user = Registry.open(), os.environ.get("REGISTRY_USER", "")
+    if not (password := os.environ.get("REGISTRY_PASSWORD")):
+        return f"{registry.host}: no REGISTRY_PASSWORD, so only what is public"
+    words = [image.find_engine(), "login", registry.host, "--username", user, "--password-stdin"]
+    _engine(words, f"{registry.host} does not let {user} in", password)
+    return f"logged in to {registry.host} as {user}"
+
+
+def publish() -> str:
+    """Push the image that was built of the work tree as `sha-<commit>` and give its digest to later steps.
+
+    Raises UserError where the registry takes nothing, or holds other bytes afterwards.
+    """
+    registry, engine, local = Registry.open(), image.find_engine(), build.build(Path.cwd())
+    tag = f"sha-{sides.Commit.at('HEAD').sha}"
+    target = f"{registry.image}:{tag}"
+    _engine([engine, "tag", local, target], f"{local} is not built here: make image")
+    _engine([engine, "push", "--quiet", target], f"{registry.image} takes no image")
+    pushed = _engine([engine, "inspect", "--type=image", "--format={{json .RepoDigests}}", target], target)
+    digest = registry.resolve(tag)
+    if f"{registry.image}@{digest}" not in json.loads(pushed):
+        raise UserError(f"{target} leads to {digest}, which is not what was pushed: somebody moved it; run this again")
+    ci.give({"image": registry.image, "digest": digest or "", "host": registry.host})
+    return f"{registry.image}@{digest}"
+
+
+def _engine(words: list[str], what: str, given: str | None = None) -> str:
+    done = subprocess.run(words, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = " ".join((done.stderr.strip().splitlines() or ["no reason given"])[-1].split())[:300]
+        remedy = f"; {LINK}" if any(word in reason.lower() for word in REFUSED) else ""
+        raise UserError(f"{what} ({reason}){remedy}")
+    return done.stdout
+
+
+class Exemptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    exemptions: list[record.Exemption]
+
+
+def exemptions(path: Path = EXEMPTIONS) -> list[record.Exemption]:
+    """Return the vulnerabilities that may pass until a day; raise UserError for an entry without day or reason."""
+    try:
+        read = YAML(typ="safe").load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return Exemptions.model_validate(read or {"exemptions": []}).exemptions
+    except (YAMLError, ValidationError) as error:
+        found = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "is not YAML"}
+        where = ".".join(map(str, found["loc"]))
+        raise UserError(f"{path}: {where} {found['msg']}: an entry has id, until (a day) and reason") from None
+
+
+def critical(found: dict[str, Any]) -> dict[str, tuple[str, set[str]]]:
+    """Return the critical vulnerabilities that have a fix, by id: the package with its fix, and all names of each.
+
+    Raises SourceError for what is no result of Grype (its `json` format).
+    """
+    holes: dict[str, tuple[str, set[str]]] = {}
+    try:
+        if not found["descriptor"]["name"]:
+            raise ValueError("no scanner")
+        for match in found["matches"]:
+            told, package = match["vulnerability"], match["artifact"]
+            if told["severity"] == CRITICAL and told["fix"]["state"] == "fixed":
+                fixed = ", ".join(told["fix"]["versions"])
+                names = {told["id"], *(one["id"] for one in match.get("relatedVulnerabilities") or [])}
+                holes[told["id"]] = (f"{package['name']} {package['version']}, fixed in {fixed}", names)
+    except (KeyError, TypeError, ValueError):
+        raise SourceError(f"{GRYPE} is no scan: look at the log of the step before") from None
+    return holes
+
+
+def judge(found: dict[str, Any], known: list[record.Exemption], today: date) -> tuple[record.Scan, list[str]]:
+    """Return what the scan found that has a fix, what an exemption lets pass, and a sentence for each that blocks.
+
+    An exemption counts to the end of its day (UTC).
+    """
+    blocking, passed, sentences = [], [], []
+    for name, (where, names) in critical(found).items():
+        fitting = [one for one in known if one.id in names]
+        if current := next((one for one in fitting if one.until >= today), None):
+            passed.append(current)
+            continue
+        blocking.append(name)
+        ended = f"; its exemption ended on {max(one.until for one in fitting)}" if fitting else ""
+        sentences.append(f"{name} in {where}{ended}")
+    return record.Scan(fixable=blocking, exempted=passed), sentences
+
+
+def scan() -> str:
+    """Judge the scan of the image, write what was found and return it; raise UserError where it blocks."""
+    if not GRYPE.is_file():
+        raise UserError(f"{GRYPE} is missing: the step before scans the image")
+    try:
+        found = json.loads(GRYPE.read_bytes())
+    except ValueError:
+        raise SourceError(f"{GRYPE} is no scan: look at the log of the step before") from None
+    result, sentences = judge(found, exemptions(), datetime.now(UTC).date())
+    scanner = f"{found['descriptor']['name']} {found['descriptor'].get('version', '')}".strip()
+    told = {**result.model_dump(mode="json"), "scanner": scanner, "matches": len(found["matches"])}
+    SCAN.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if sentences:
+        remedy = f"make lock UPGRADE=1, or let it pass until a day in {EXEMPTIONS}"
+        raise UserError(f"{len(sentences)} critical with a fix: {'; '.join(sentences[:5])}: {remedy}")
+    passed = f", {len(result.exempted)} let pass by {EXEMPTIONS}" if result.exempted else ""
+    return f"no critical vulnerability with a fix{passed} ({scanner}, {len(found['matches'])} findings)"
+
+
+def write_record(digest: str) -> str:
+    """Join verdict, load test and image's checks, record what the image is, put that beside it, and return a line.
+
+    Raises UserError where one of them does not pass.
+    """
+    from ml.review import review
+
+    if (verdict := ci.read_verdict()) is None:
+        raise UserError(f"{ci.REVIEW / report.JSON} is missing: the job model writes it")
+    if (joined := review.join(verdict)).blocked:
+        raise UserError(report.clean(joined.headline))
+    registry = Registry.open()
+    measured = [json.loads(path.read_bytes()) for path in (loadtest.RESULT, loadtest.FOLDER / "rounds.json")]
+    LOADTEST.write_text(json.dumps(measured[0] | measured[1] | {"candidate": digest}, indent=2), encoding="utf-8")
+    made = record.make(
+        {
+            "card.md": review.CARD,
+            "loadtest.json": LOADTEST,
+            "metrics.json": Path(review.METRICS),
+            "model.onnx": build.MODEL,
+            "report.html": ci.REVIEW / report.PAGE,
+            "report.md": ci.REVIEW / report.MARKDOWN,
+            "sbom.json": SBOM,
+            "scan.json": SCAN,
+            "verdict.json": ci.REVIEW / report.JSON,
+        },
+        commit=(head := sides.Commit.at("HEAD")).sha,
+        run=int(os.environ.get("GITHUB_RUN_ID", 0)),
+        content=content(_here, sides.locked(Path("dvc.lock").read_bytes(), "the work tree")[ci.MODEL]),
+        reproduced=params.read().deliver.reproduce if head.outputs() else "trained",
+        scan=record.Scan.model_validate_json(SCAN.read_bytes()),
+    )
+    record.attach(registry, digest)
+    ci.tell((ci.REVIEW / report.MARKDOWN).read_text(encoding="utf-8"))
+    return f"the record of {made.commit[:10]} lies beside {registry.image}@{digest}: {report.clean(joined.headline)}"
+
+
+def _here(name: str) -> bytes | None:
+    path = Path(name)
+    return path.read_bytes() if path.is_file() else None
+
+
+def start_release() -> str:
+    """Start the release that a label of the merged pull request asks for, and return which or why none."""
+    github, sha = GitHub.open(), sides.Commit.at("HEAD").sha
+    request = ci.merged(github, sha)
+    names = {label["name"].lower() for label in request["labels"]} if request else set()
+    bump = next((part for part in BUMPS if f"release:{part}" in names), None)
+    if bump is None:
+        return "no label release:patch, release:minor or release:major: production has no new version"
+    where, inputs = github.get(".")["default_branch"], {"bump": bump, "commit": sha}
+    github.send("POST", "actions/workflows/release.yml/dispatches", {"ref": where, "inputs": inputs})
+    return f"#{request['number']} asks for a {bump} version: release.yml is started"
+
+
+def run_promotion(stage: str, digest: str) -> str:
+    """Promote an image as delivered and return what was done, in lines."""
+    lines = promote.run(stage, digest)
+    ci.tell("\n\n".join(lines))
+    return "\n".join(lines)
+
+
+# What `ml ci ACTION` does with its words, and what it prints.
+ACTIONS: dict[str, Callable[[Any], str]] = {
+    "deliver": lambda _: write_plan() + "\n",
+    "login": lambda _: login() + "\n",
+    "publish": lambda _: publish() + "\n",
+    "scan": lambda _: scan() + "\n",
+    "record": lambda words: write_record(words.digest) + "\n",
+    "promote": lambda words: run_promotion(words.stage, words.digest) + "\n",
+    "version": lambda _: start_release() + "\n",
+}
