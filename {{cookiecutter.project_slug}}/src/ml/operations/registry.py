@@ -140,10 +140,6 @@ class Registry:
         layers = _json(self._known(digest)).get("layers", [])
         return {name: layer for layer in layers if (name := layer.get("annotations", {}).get(TITLE))}
 
-    def config(self, digest: str) -> dict[str, Any]:
-        """Return an image's configuration, such as its labels."""
-        return json.loads(self.read(_json(self._known(digest))["config"]))
-
     def read(self, descriptor: Mapping[str, Any]) -> bytes:
         """Return a small file's bytes; raise SourceError where it is not small, or has another hash."""
         digest = descriptor["digest"]
