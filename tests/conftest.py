@@ -35,6 +35,7 @@ FIRST = (
     "test_real_pipeline.py",
     "test_survival.py",
     "test_image.py",
+    "test_deploy.py",
     "test_loadtest.py",
 )
 # Of the caller's environment; without bytecode on disk every one of a pipeline's processes would compile its imports.

@@ -65,11 +65,12 @@ def test_who_owns_the_repository_owns_what_judges_and_ships(bake: Bake) -> None:
     assert [pattern for pattern in owned if not list(project.glob(pattern.strip("/")))] == []
 
 
-def test_dependabot_of_a_project_watches_actions_and_locks_weekly_in_groups_after_a_week() -> None:
+def test_dependabot_of_a_project_watches_actions_locks_and_images_weekly_in_groups_after_a_week() -> None:
     inner = load(ROOT / PRODUCT / ".github/dependabot.yml")["updates"]
 
     watched = {update["package-ecosystem"]: update for update in inner}
-    assert set(watched) == {"github-actions", "pip"}
+    assert set(watched) == {"github-actions", "pip", "docker"}
+    assert watched["docker"]["directory"] == "/deploy/compose"
     assert watched["github-actions"]["directories"] == ["/", "/.github/actions/*"]
     for update in inner:
         assert update["schedule"]["interval"] == "weekly"

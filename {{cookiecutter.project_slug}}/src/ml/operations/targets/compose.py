@@ -65,7 +65,7 @@ class Host:
 
 def plan(wanted: Wanted) -> str:
     """Return which image is replaced by which."""
-    with _reaching():
+    with reaching():
         found = Host.of(wanted).running()
     now = found[0] if found else "nothing"
     if found == (wanted.image, wanted.about):
@@ -75,7 +75,7 @@ def plan(wanted: Wanted) -> str:
 
 def apply(wanted: Wanted) -> str:
     """Start the service, put back what ran before where it does not get ready, then start what watches it."""
-    with _reaching():
+    with reaching():
         host = Host.of(wanted)
         before = host.running()
         try:
@@ -88,7 +88,7 @@ def apply(wanted: Wanted) -> str:
 
 def check(wanted: Wanted) -> str:
     """Ask the service, from inside its container."""
-    with _reaching():
+    with reaching():
         host = Host.of(wanted)
         found, name = host.running(), host.container()
         if found is None or name is None or found[0] != wanted.image:
@@ -108,7 +108,7 @@ def _put_back(host: Host, before: tuple[str, dict[str, str]] | None) -> str:
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def reaching() -> Iterator[None]:
     """Let ssh use the key and the known hosts of the environment; nothing is written to the home folder."""
     key, real = os.environ.get("SSH_KEY"), shutil.which("ssh")
     if not key:
