@@ -14,15 +14,19 @@ from github import (
     NEVER,
     Answer,
     Comment,
+    Deployment,
     Dispatch,
     GitHub,
+    Issue,
     Pull,
     RefusedError,
+    Release,
     Repository,
     Run,
     Token,
     changed_files,
     commit_json,
+    now,
     number_of,
     pull_label,
     user_json,
@@ -168,9 +172,13 @@ def _commit(github: GitHub, asked: Asked, sha: str) -> dict:
 
 @route("GET", "/commits/{sha}/pulls", "pull-requests")
 def _commit_pulls(github: GitHub, asked: Asked, sha: str) -> Listing:
-    """Pull requests of a fork's commits are not found by it, as at GitHub."""
+    """Return those that have the commit as their head, forks' left out, and the one that brought it to main."""
     repository = asked.repository
-    chosen = [pull for pull in repository.pulls.values() if pull.sha == sha and pull.head is repository]
+    chosen = [
+        pull
+        for pull in repository.pulls.values()
+        if (pull.merged and pull.merge_sha == sha) or (pull.sha == sha and pull.head is repository)
+    ]
     return Listing([github.pull_json(repository, pull) for pull in chosen])
 
 
@@ -317,7 +325,8 @@ def _comments(github: GitHub, asked: Asked, number: str) -> Listing:
 @route("POST", "/issues/{number}/comments", "issues", "pull-requests")
 def _create_comment(github: GitHub, asked: Asked, number: str) -> Answer:
     assert asked.token
-    _numbered(asked.repository, number)
+    if int(number) not in asked.repository.issues:
+        _numbered(asked.repository, number)
     comment = Comment(github.next_id(), int(number), _checked_body(asked.body), asked.token.login)
     asked.repository.comments.append(comment)
     return Answer(201, github.comment_json(asked.repository, comment))
@@ -422,6 +431,165 @@ def _create_label(github: GitHub, asked: Asked) -> Answer:
         raise RefusedError(422, "Validation Failed", errors=[{"resource": "Label", "code": "already_exists"}])
     asked.repository.labels[asked.body["name"]] = asked.body
     return Answer(201, asked.body)
+
+
+@route("GET", "/issues", "issues")
+def _issues(github: GitHub, asked: Asked) -> Listing:
+    """Pull requests are issues too, and are listed among them."""
+    repository, wanted = asked.repository, asked.query.get("state", "open")
+    labels = {name for name in asked.query.get("labels", "").split(",") if name}
+    found = [github.issue_json(repository, one) for one in reversed(repository.issues.values())]
+    found += [github.pull_json(repository, pull) | {"pull_request": {}} for pull in repository.pulls.values()]
+    return Listing(
+        [
+            one
+            for one in found
+            if wanted in (one["state"], "all") and labels <= {label["name"] for label in one["labels"]}
+        ]
+    )
+
+
+@route("POST", "/issues", "issues")
+def _create_issue(github: GitHub, asked: Asked) -> Answer:
+    """A label that the repository lacks is made with the issue."""
+    assert asked.token
+    repository = asked.repository
+    labels = [*(asked.body.get("labels") or [])]
+    for name in labels:
+        repository.labels.setdefault(name, {"name": name, "color": "ededed", "description": None})
+    number = github.next_number(repository)
+    made = Issue(number, asked.body["title"], asked.body.get("body") or "", asked.token.login, labels)
+    repository.issues[number] = made
+    return Answer(201, github.issue_json(repository, made))
+
+
+@route("GET", "/issues/{number}", "issues")
+def _issue(github: GitHub, asked: Asked, number: str) -> dict:
+    return github.issue_json(
+        asked.repository, _found(i for i in asked.repository.issues.values() if str(i.number) == number)
+    )
+
+
+@route("PATCH", "/issues/{number}", "issues")
+def _edit_issue(github: GitHub, asked: Asked, number: str) -> dict:
+    issue = _found(each for each in asked.repository.issues.values() if str(each.number) == number)
+    for name in ("title", "body", "state", "labels"):
+        setattr(issue, name, asked.body.get(name, getattr(issue, name)))
+    return github.issue_json(asked.repository, issue)
+
+
+@route("GET", "/deployments", "deployments")
+def _deployments(github: GitHub, asked: Asked) -> Listing:
+    """Newest first, as at GitHub."""
+    wanted = {name: asked.query[name] for name in ("environment", "sha", "ref", "task") if name in asked.query}
+    listed = [github.deployment_json(asked.repository, one) for one in reversed(asked.repository.deployments)]
+    return Listing([one for one in listed if all(one[name] == value for name, value in wanted.items())])
+
+
+@route("POST", "/deployments", "deployments")
+def _create_deployment(github: GitHub, asked: Asked) -> Answer:
+    """GitHub refuses one whose commit has checks that have not passed, unless it is told which are required."""
+    assert asked.token
+    sha = _resolved(asked.repository, asked.body["ref"])
+    if asked.body.get("required_contexts") != [] and any(
+        run.sha == sha and run.status != "completed" for run in asked.repository.runs.values()
+    ):
+        raise RefusedError(409, "Conflict: Commit status checks failed for " + asked.body["ref"])
+    made = Deployment(
+        github.next_id(),
+        asked.body.get("environment", "production"),
+        sha,
+        asked.body["ref"],
+        asked.body.get("task", "deploy"),
+        asked.body.get("description") or "",
+        asked.body.get("payload") or {},
+        asked.token.login,
+        now(),
+    )
+    asked.repository.deployments.append(made)
+    return Answer(201, github.deployment_json(asked.repository, made))
+
+
+@route("GET", "/deployments/{number}/statuses", "deployments")
+def _deployment_statuses(github: GitHub, asked: Asked, number: str) -> Listing:
+    made = _found(each for each in asked.repository.deployments if str(each.id) == number)
+    return Listing([*reversed(made.statuses)])
+
+
+@route("POST", "/deployments/{number}/statuses", "deployments")
+def _create_deployment_status(github: GitHub, asked: Asked, number: str) -> Answer:
+    """A success makes the older ones of its environment inactive, unless that is turned off."""
+    made = _found(each for each in asked.repository.deployments if str(each.id) == number)
+    states = ("error", "failure", "inactive", "in_progress", "queued", "pending", "success")
+    if asked.body.get("state") not in states:
+        raise RefusedError(422, "Validation Failed", errors=[{"field": "state", "code": "invalid"}])
+    status = {"id": github.next_id(), "created_at": now(), "environment": made.environment} | asked.body
+    made.statuses.append(status)
+    if status["state"] == "success" and asked.body.get("auto_inactive", True):
+        for other in asked.repository.deployments:
+            older = other.environment == made.environment and other.id < made.id
+            if older and other.statuses and other.statuses[-1]["state"] == "success":
+                other.statuses.append({"id": github.next_id(), "state": "inactive", "created_at": now()})
+    return Answer(201, status)
+
+
+@route("GET", "/releases", "contents")
+def _releases(github: GitHub, asked: Asked) -> Listing:
+    """Drafts are seen by those who may write."""
+    sees = asked.token is not None and asked.token.may("contents", "write", asked.repository)
+    kept = [each for each in reversed(asked.repository.releases.values()) if sees or not each.draft]
+    return Listing([github.release_json(asked.repository, each) for each in kept])
+
+
+@route("POST", "/releases", "contents")
+def _create_release(github: GitHub, asked: Asked) -> Answer:
+    """Without its tag, publishing makes one."""
+    assert asked.token
+    made = Release(
+        github.next_id(),
+        asked.body["tag_name"],
+        asked.body.get("name") or "",
+        asked.body.get("body") or "",
+        asked.body.get("draft", False),
+        asked.body.get("prerelease", False),
+        asked.token.login,
+    )
+    if not made.draft and any(one.tag == made.tag and not one.draft for one in asked.repository.releases.values()):
+        raise RefusedError(422, "Validation Failed", errors=[{"field": "tag_name", "code": "already_exists"}])
+    asked.repository.releases[made.id] = made
+    return Answer(201, github.release_json(asked.repository, made))
+
+
+@route("POST", "/releases/generate-notes", "contents")
+def _generate_notes(github: GitHub, asked: Asked) -> dict:
+    """Return the pull requests whose merges lie between two tags."""
+    repository, tag = asked.repository, asked.body["tag_name"]
+    head = repository.resolve(f"refs/tags/{tag}") or _resolved(repository, asked.body["target_commitish"])
+    span = [head]
+    if before := asked.body.get("previous_tag_name"):
+        span.append(f"^{_resolved(repository, f'refs/tags/{before}')}")
+    shas = {*repository.git("rev-list", *span).split()}
+    lines = [
+        f"* {pull.title} by @{pull.login} in {github.address}/{repository.name}/pull/{pull.number}"
+        for pull in repository.pulls.values()
+        if pull.merged and pull.merge_sha in shas
+    ]
+    return {"name": tag, "body": "\n".join(["## What's Changed", *lines])}
+
+
+@route("PATCH", "/releases/{number}", "contents")
+def _edit_release(github: GitHub, asked: Asked, number: str) -> dict:
+    release = _found(each for each in asked.repository.releases.values() if str(each.id) == number)
+    for name in ("name", "body", "draft", "prerelease"):
+        setattr(release, name, asked.body.get(name, getattr(release, name)))
+    return github.release_json(asked.repository, release)
+
+
+@route("DELETE", "/releases/{number}", "contents")
+def _delete_release(github: GitHub, asked: Asked, number: str) -> Answer:
+    release = _found(each for each in asked.repository.releases.values() if str(each.id) == number)
+    del asked.repository.releases[release.id]
+    return Answer(204)
 
 
 SETTING = (

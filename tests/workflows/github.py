@@ -183,6 +183,48 @@ class Dispatch:
 
 
 @dataclass
+class Issue:
+    """An issue; pull requests are kept apart, but share its numbers."""
+
+    number: int
+    title: str
+    body: str
+    login: str
+    labels: list[str] = field(default_factory=list)
+    state: str = "open"
+
+
+@dataclass
+class Deployment:
+    """What somebody says runs somewhere; `statuses` are oldest first."""
+
+    id: int
+    environment: str
+    sha: str
+    ref: str
+    task: str
+    description: str
+    payload: object
+    login: str
+    created: str
+    statuses: list[dict] = field(default_factory=list)
+
+
+@dataclass
+class Release:
+    """A release and its files; a draft has no address that anybody else sees."""
+
+    id: int
+    tag: str
+    name: str
+    body: str
+    draft: bool
+    prerelease: bool
+    login: str
+    assets: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass
 class Repository:
     """A repository with all that hangs on it; `folder` is bare."""
 
@@ -203,6 +245,9 @@ class Repository:
     labels: dict[str, dict] = field(default_factory=dict)
     settings: dict[str, object] = field(default_factory=dict)
     kept: dict[str, dict] = field(default_factory=dict)
+    issues: dict[int, Issue] = field(default_factory=dict)
+    deployments: list[Deployment] = field(default_factory=list)
+    releases: dict[int, Release] = field(default_factory=dict)
 
     @property
     def owner(self) -> str:
@@ -342,6 +387,10 @@ class GitHub:
         self.repositories[name] = made
         return made
 
+    def next_number(self, repository: Repository) -> int:
+        """Return a number that neither an issue nor a pull request has."""
+        return len(repository.pulls) + len(repository.issues) + 1
+
     def token(self, login: str, grants: dict[str, str], repository: str | None = None, kind: str = "person") -> Token:
         """Hand out a token with grants such as {"contents": "write"}; {"*": "write"} may do all."""
         made = Token(f"ghx_{secrets.token_hex(18)}", login, grants, repository, kind)
@@ -374,7 +423,7 @@ class GitHub:
         if sha is None:
             raise RefusedError(422, "Validation Failed", errors=[{"field": "head", "code": "invalid"}])
         with self.lock:
-            number = len(repository.pulls) + 1
+            number = self.next_number(repository)
             pull = Pull(number, title or branch, login, source, branch, base, sha, draft, body=body)
             repository.pulls[number] = pull
         self.refresh(repository)
@@ -407,6 +456,7 @@ class GitHub:
             "state": pull.state,
             "draft": pull.draft,
             "merged": pull.merged,
+            "merged_at": EPOCH if pull.merged else None,
             "merge_commit_sha": pull.merge_sha,
             "mergeable": pull.merge_sha is not None,
             "user": user_json(pull.login),
@@ -467,6 +517,52 @@ class GitHub:
             "pull_requests": [{"number": number, "head": {"sha": run.sha, "ref": run.branch}} for number in run.pulls]
             if run.head is repository
             else [],
+        }
+
+    def issue_json(self, repository: Repository, issue: Issue) -> dict:
+        return {
+            "id": issue.number + 9_000,
+            "number": issue.number,
+            "title": issue.title,
+            "body": issue.body,
+            "state": issue.state,
+            "user": user_json(issue.login),
+            "labels": [{"name": label} for label in issue.labels],
+            "url": f"{self.api}/repos/{repository.name}/issues/{issue.number}",
+            "html_url": f"{self.address}/{repository.name}/issues/{issue.number}",
+        }
+
+    def deployment_json(self, repository: Repository, made: Deployment) -> dict:
+        return {
+            "id": made.id,
+            "sha": made.sha,
+            "ref": made.ref,
+            "task": made.task,
+            "payload": made.payload,
+            "environment": made.environment,
+            "original_environment": made.environment,
+            "description": made.description,
+            "creator": user_json(made.login),
+            "created_at": made.created,
+            "url": f"{self.api}/repos/{repository.name}/deployments/{made.id}",
+            "statuses_url": f"{self.api}/repos/{repository.name}/deployments/{made.id}/statuses",
+        }
+
+    def release_json(self, repository: Repository, release: Release) -> dict:
+        where = f"{self.address}/{repository.name}/releases"
+        uploads = f"{self.blobs_address}/uploads/repos/{repository.name}/releases/{release.id}/assets"
+        return {
+            "id": release.id,
+            "tag_name": release.tag,
+            "name": release.name,
+            "body": release.body,
+            "draft": release.draft,
+            "prerelease": release.prerelease,
+            "author": user_json(release.login),
+            "html_url": f"{where}/tag/{'untagged-' + str(release.id) if release.draft else release.tag}",
+            # Files go to another host than the API.
+            "upload_url": f"{uploads}{{?name,label}}",
+            "assets": [{"name": name, "size": len(content)} for name, content in release.assets.items()],
         }
 
     def artifact_json(self, repository: Repository, artifact: Artifact) -> dict:

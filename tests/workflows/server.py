@@ -126,6 +126,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, path: str, query: dict[str, str], body: bytes, token: Token | None) -> Answer:
         if found := re.match(r"/([^/]+/[^/]+?)(?:\.git)?(/info/refs|/git-upload-pack|/git-receive-pack)$", path):
             return self.git(found[1], found[2], query, body, token)
+        if found := re.match(r"/uploads/repos/([^/]+/[^/]+)/releases/(\d+)/assets$", path):
+            return self.upload(found[1], int(found[2]), query, body, token)
         if found := re.match(r"/blob/(\w+)$", path):
             return self.blob(found[1])
         if found := re.match(r"(?:/api/v3)?/app/installations/([^/]+/[^/]+)/access_tokens$", path):
@@ -141,6 +143,19 @@ class Handler(BaseHTTPRequestHandler):
         if key not in self.github.blobs:
             raise RefusedError(403, "AuthenticationFailed")
         return Answer(200, raw=self.github.blobs[key].read_bytes(), headers={"Content-Type": "application/zip"})
+
+    def upload(self, name: str, number: int, query: dict[str, str], body: bytes, token: Token | None) -> Answer:
+        """Take a file of a release."""
+        repository = self.visible(name, token)
+        if token is None or not token.may("contents", "write", repository):
+            raise RefusedError(403, "Resource not accessible by integration")
+        release = repository.releases.get(number)
+        if release is None:
+            raise RefusedError(404, "Not Found")
+        if query["name"] in release.assets:
+            raise RefusedError(422, "Validation Failed", errors=[{"field": "name", "code": "already_exists"}])
+        release.assets[query["name"]] = body
+        return Answer(201, {"name": query["name"], "size": len(body), "state": "uploaded"})
 
     def app(self, name: str, body: object) -> Answer:
         """Stand in for the two calls, signed with a JWT, by which an app gets its token."""

@@ -12,7 +12,7 @@ from host import Hub, commit, copied, git, md5, settle, written
 
 from ml import objects, refs
 from ml.errors import SourceError, UserError
-from ml.operations import ci, storage
+from ml.operations import ci, deliver, storage
 from ml.review.verdict import Result, Side, Verdict
 
 PARAMS = "data:\n  rows: {}\ntrain:\n  seed: {}\ngates:\n  lock: true\n"
@@ -615,4 +615,4 @@ def test_the_bases_own_code_builds_it_from_its_own_model(main: Path) -> None:
 def test_every_action_of_the_command_line_does_something() -> None:
     from ml import cli
 
-    assert set(ci.ACTIONS) == set(cli.CI)
+    assert {*ci.ACTIONS, *deliver.ACTIONS} == set(cli.CI)

@@ -147,7 +147,7 @@ def test_everything_is_set_once_and_kept_the_second_time(host: Host, said: Any) 
     assert {rules["name"] for rules in host.rulesets} == {"main", "review", "model tags"}
     assert host.actions == repository.ACTIONS
     assert {label["name"] for label in host.labels} == {"bug", *repository.LABELS}
-    assert host.branches == {"staging": ["main"], "production": ["main"]}
+    assert host.branches == dict.fromkeys(("staging", "production", "rollback"), ["main"])
     (approval,) = host.environments["production"]["protection_rules"]
     assert approval["reviewers"] == [{"type": "User", "reviewer": {"id": 7}}]
     assert host.environments["staging"]["protection_rules"] == []
@@ -207,6 +207,7 @@ def test_what_a_free_plan_refuses_of_a_private_repository_is_said_and_the_rest_i
         "ruleset model tags",
         "environment staging",
         "environment production",
+        "environment rollback",
         "environment production",
     ]
     assert all("; by hand: make the repository public or take a paid plan" in what for what in refused)

@@ -137,7 +137,7 @@ def give(outputs: dict[str, str]) -> str:
 
 def tell(text: str) -> None:
     """Add Markdown to the job's page."""
-    _append("GITHUB_STEP_SUMMARY", f"{text}\n")
+    _append("GITHUB_STEP_SUMMARY", text)
 
 
 def _append(variable: str, text: str) -> None:

@@ -103,7 +103,7 @@ def write_plan() -> str:
     """Give the plan to later jobs and return it in words."""
     found = plan(ci.event())
     ci.give(found.outputs())
-    ci.tell(found.why)
+    ci.tell(f"{found.why}\n")
     return found.why
 
 
@@ -275,7 +275,7 @@ def start_release() -> str:
 def run_promotion(stage: str, digest: str) -> str:
     """Promote an image as delivered and return what was done, in lines."""
     lines = promote.run(stage, digest)
-    ci.tell("\n\n".join(lines))
+    ci.tell("\n\n".join([*lines, ""]))
     return "\n".join(lines)
 
 

@@ -47,9 +47,11 @@ def run(bump: str | None, commit: str | None) -> str:
     inside = bool(os.environ.get("GITHUB_ACTIONS"))
     if version in there and not inside:
         raise UserError(f"{sha[:10]} is {version} already: a commit has one version")
-    told = [publish(version, sha, digest, there, new=version not in there)] if inside else [tag(version, sha, digest)]
-    ci.tell(told[0])
-    return "\n".join(told)
+    if not inside:
+        return tag(version, sha, digest)
+    told = publish(version, sha, digest, there, new=version not in there)
+    ci.tell(f"{told}\n")
+    return told
 
 
 def delivered_commit(commit: str | None) -> str:
