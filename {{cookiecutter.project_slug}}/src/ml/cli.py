@@ -167,6 +167,32 @@ def github(words: Words) -> None:
         print(line, flush=True)
 
 
+def promote(words: Words) -> None:
+    from ml.operations import promote
+
+    print("\n".join(promote.run(words.stage, words.digest)))
+
+
+def rollback(words: Words) -> None:
+    from ml.operations import promote
+
+    print("\n".join(promote.rollback(words.version)))
+
+
+def registry(words: Words) -> None:
+    from ml.operations import promote
+
+    if words.action == "history":
+        print("\n".join(promote.audit()))
+        return
+    table, faults = promote.status(mend=words.mend)
+    print("\n".join([*table, *faults]))
+    if faults:
+        raise UserError(
+            f"{len(faults)} disagreements between tags, registry and Deployments: each line says what mends it"
+        )
+
+
 VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "ingest": (ingest, "read, join and check one period", "ml ingest 2013-01"),
     "split": (split, "part the rows into train and holdout", "ml split"),
@@ -183,6 +209,9 @@ VERBS: dict[str, tuple[Callable[[Words], None], str, str]] = {
     "github": (github, "set rules, labels and environments of the repository on GitHub", "ml github --dry-run"),
     "release": (release, "tag the next version; in a workflow, publish it", "ml release --bump minor"),
     "storage": (storage, "store the objects of dvc.lock, or bring them here", "ml storage pull models"),
+    "promote": (promote, "verify an image, let a stage lead to it and deploy it", "ml promote staging sha256:…"),
+    "rollback": (rollback, "put the version before, or a named one, into production", "ml rollback v1.2.0"),
+    "registry": (registry, "say what each stage runs, and what disagrees", "ml registry status --mend"),
     "build": (build, "make the Bento of the service and the model", "ml build"),
     "score": (score, "score the rows of files, here or at a URL", "ml score flights.parquet scores.parquet"),
     "image": (image, "build the container image of the Bento and check it", "ml image --base python:3.13-slim"),
@@ -256,6 +285,15 @@ def parser() -> argparse.ArgumentParser:
     words["release"].add_argument("--commit", metavar="REF", help="a commit that was delivered (default: production's)")
     words["github"].add_argument("--dry-run", action="store_true", help="change nothing, say what would be set")
     _storage(words["storage"])
+    words["promote"].add_argument("stage", choices=("staging", "production"))
+    words["promote"].add_argument("digest", metavar="DIGEST", help="the image, sha256:…")
+    words["rollback"].add_argument(
+        "version", nargs="?", metavar="VERSION", help="v1.2.0, model#production#7 or a digest (default: the one before)"
+    )
+    actions = words["registry"].add_subparsers(dest="action", metavar="ACTION", required=True)
+    told = actions.add_parser("status", help="a table of the stages, and what disagrees")
+    told.add_argument("--mend", action="store_true", help="let the registry's tags and Deployments follow the GTO tags")
+    actions.add_parser("history", help="every promotion, newest first")
     words["score"].add_argument("source", metavar="IN", help="a file, folder or glob; .parquet, .csv or .csv.gz")
     words["score"].add_argument("target", metavar="OUT", help="the file to write; .parquet or .csv")
     words["score"].add_argument("--model", type=Path, help="an ONNX file of this project (default: models/model.onnx)")

@@ -44,6 +44,10 @@ DENIED = (
 Descriptor = dict[str, Any]
 
 
+class MovedError(UserError):
+    """A tag does not lead to where it was moved a moment ago."""
+
+
 def sha256(content: bytes) -> str:
     """Return the digest of bytes as registries write it."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -95,14 +99,14 @@ class Registry:
         return sha256(found.content) if found is not None else None
 
     def tag(self, digest: str, name: str) -> None:
-        """Let a tag lead to a digest; raise UserError unless it does afterwards, SourceError for an unknown digest."""
+        """Let a tag lead to a digest; raise MovedError unless it does afterwards, SourceError for an unknown digest."""
         if self.resolve(name) == digest:
             return
         # The same bytes have the same digest: nothing is pulled, and nothing is written anew.
         found = self._known(digest)
         self._put(f"manifests/{name}", found.content, found.headers["Content-Type"])
         if (leads := self.resolve(name)) != digest:
-            raise UserError(f"{self.image}:{name} leads to {leads} and not to {digest}: somebody else moves it")
+            raise MovedError(f"{self.image}:{name} leads to {leads} and not to {digest}: somebody else moves it")
 
     def attach(self, digest: str, kind: str, files: Mapping[str, Path]) -> str:
         """Put files beside an image as one artifact of the kind and return the artifact's digest.
@@ -214,7 +218,12 @@ class Registry:
         return cast(requests.Response, self._ask(method, path, **more))
 
     def _ask(
-        self, method: str, path: str, missing: tuple[int, ...] = (), headers: Mapping[str, str] | None = None, **more: Any
+        self,
+        method: str,
+        path: str,
+        missing: tuple[int, ...] = (),
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
     ) -> requests.Response | None:
         """Return the registry's answer, None for a status that is in `missing`; raise UserError for any other."""
         scheme = "http" if LOOPBACK.fullmatch(self.host) else "https"
@@ -223,9 +232,7 @@ class Registry:
 
         def send() -> requests.Response:
             try:
-                return self.session.request(
-                    method, where, headers=headers, auth=self._sign, timeout=SECONDS, **more
-                )
+                return self.session.request(method, where, headers=headers, auth=self._sign, timeout=SECONDS, **more)
             except requests.RequestException as error:
                 raise UserError(f"{self.host} does not answer ({type(error).__name__}): try again later") from None
 
