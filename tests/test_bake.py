@@ -73,7 +73,7 @@ def test_no_trace_of_cookiecutter_is_left(bake: Bake) -> None:
 
 
 def test_files_that_are_not_rendered_are_byte_identical(bake: Bake, template: Path) -> None:
-    project = bake(description="{ other }", license="Proprietary")
+    project = bake(description="{ other }", license="Proprietary", include_kubernetes=True)
 
     verbatim = [name for name in files_of(template / PRODUCT) if is_verbatim(name)]
     differing = [n for n in verbatim if (project / n).read_bytes() != (template / PRODUCT / n).read_bytes()]

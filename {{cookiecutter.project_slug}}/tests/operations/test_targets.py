@@ -48,10 +48,10 @@ def wanted(image: str = NEW, version: str = "") -> Wanted:
 
 
 def answers(**changes: Any) -> str:
-    """Return what a sound service lets SMOKE print, with some answers changed."""
+    """Return what a sound service lets ASK print, with some answers changed."""
     about = {"model": MODEL, "commit": "e" * 40, "stage": "staging", "version": None}
     due = {"model": MODEL, "predictions": [{"score": 0.25, "decision": False}]}
-    found = {"ready": [200, ""], "info": [200, json.dumps(about)], "good": [200, json.dumps(due)], "bad": [400, "{}"]}
+    found = {"ready": [200, ""], "info": [200, about], "good": [200, due], "bad": [400, {}]}
     return json.dumps(found | {"due": due} | changes)
 
 
@@ -114,10 +114,10 @@ def test_a_sound_service_is_told_with_its_prediction() -> None:
     ("changes", "said"),
     {
         "not-ready": ({"ready": [503, ""]}, "/readyz says 503"),
-        "another-model": ({"info": [200, json.dumps({"model": "f" * 64})]}, f"its model is {'f' * 64}, not {MODEL}"),
-        "another-answer": ({"good": [200, '{"predictions": []}']}, 'it predicts 200 {"predictions": []} for its own'),
-        "an-error": ({"good": [500, "{}"]}, "it predicts 500 {} for its own example"),
-        "takes-everything": ({"bad": [200, "{}"]}, "it answers 200 to a field that does not exist"),
+        "another-model": ({"info": [200, {"model": "f" * 64}]}, f"its model is {'f' * 64}, not {MODEL}"),
+        "another-answer": ({"good": [200, {"predictions": []}]}, 'it predicts 200 {"predictions": []} for its own'),
+        "an-error": ({"good": [500, {}]}, "it predicts 500 {} for its own example"),
+        "takes-everything": ({"bad": [200, {}]}, "it answers 200 to a field that does not exist"),
     }.values(),
     ids=["not-ready", "another-model", "another-answer", "an-error", "takes-everything"],
 )

@@ -96,7 +96,7 @@ def asked(engine: Path, **changes: Any) -> None:
             id="prediction",
         ),
         pytest.param(
-            lambda folder: asked(folder, bad=[500, {}]), "it answers 500 to a row without fields", id="bad row"
+            lambda folder: asked(folder, bad=[500, {}]), "it answers 500 to a field that does not exist", id="bad row"
         ),
     ],
 )

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -18,26 +18,6 @@ from ml.serving import build
 NAMES = ("none", "compose", "kubernetes")
 IMAGE = re.compile(r"[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64}")
 LONGEST = 63  # characters of a name in Kubernetes (RFC 1123)
-# Asked inside the container, so that no target must open a port for it.
-SMOKE = """
-import json, os, urllib.error, urllib.request
-
-def ask(path, rows=None):
-    body = None if rows is None else json.dumps({"rows": rows}).encode()
-    where = f"http://127.0.0.1:{os.environ['BENTOML_PORT']}{path}"
-    request = urllib.request.Request(where, body, {"content-type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return [answer.status, answer.read().decode()]
-    except urllib.error.HTTPError as error:
-        return [error.code, error.read().decode()]
-
-post = json.loads(ask("/docs.json")[1])["paths"]["/predict"]["post"]
-row = post["requestBody"]["content"]["application/json"]["example"]["rows"][0]
-due = post["responses"]["200"]["content"]["application/json"]["example"]
-print(json.dumps({"ready": ask("/readyz"), "info": ask("/info"), "good": ask("/predict", [row]),
-                  "bad": ask("/predict", [{**row, "no such field": 0}]), "due": due}))
-"""
 
 
 @dataclass(frozen=True)
@@ -90,28 +70,27 @@ def chosen() -> Target:
 
 
 def judge(printed: str, wanted: Wanted) -> str:
-    """Return one line about the answers that SMOKE printed; raise UserError where they are not what is wanted."""
+    """Return one line about the answers that ASK printed; raise UserError where they are not what is wanted."""
     try:
         answers = json.loads(printed)
-        faults = list(_faults(answers, wanted))
-    except (ValueError, KeyError, TypeError):
+        faults, prediction = list(_faults(answers, wanted)), answers["due"]["predictions"][0]
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{wanted.place} answers {printed[:200] or 'nothing'}: look at its log") from None
     if faults:
         raise UserError(f"{wanted.place} answers, and {'; '.join(faults)}")
-    predictions = json.loads(answers["good"][1])["predictions"]
-    return f"{wanted.place} answers as {wanted.model[:12]}: {json.dumps(predictions[0])} for the example"
+    return f"{wanted.place} answers as {wanted.model[:12]}: {json.dumps(prediction)} for the example"
 
 
-def _faults(answers: dict[str, Any], wanted: Wanted) -> list[str]:
-    told, good = json.loads(answers["info"][1]), answers["good"]
-    faults = [] if answers["ready"][0] == 200 else [f"/readyz says {answers['ready'][0]}"]
+def _faults(answers: dict[str, Any], wanted: Wanted) -> Iterator[str]:
+    (ready, _), (_, info), good, (bad, _) = (answers[name] for name in ("ready", "info", "good", "bad"))
+    if ready != 200:
+        yield f"/readyz says {ready}"
     due = {"model": wanted.model, **{name[3:].lower(): text or None for name, text in wanted.about.items()}}
-    faults += [f"its {key} is {told.get(key)}, not {text}" for key, text in due.items() if told.get(key) != text]
-    if good[0] != 200 or json.loads(good[1]) != answers["due"]:
-        faults.append(f"it predicts {good[0]} {good[1][:200]} for its own example")
-    if answers["bad"][0] != 400:
-        faults.append(f"it answers {answers['bad'][0]} to a field that does not exist")
-    return faults
+    yield from (f"its {key} is {info.get(key)}, not {text}" for key, text in due.items() if info.get(key) != text)
+    if good != [200, answers["due"]]:
+        yield f"it predicts {good[0]} {json.dumps(good[1])[:200]} for its own example"
+    if bad != 400:
+        yield f"it answers {bad} to a field that does not exist"
 
 
 def tell(

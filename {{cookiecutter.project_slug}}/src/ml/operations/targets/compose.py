@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ml.errors import UserError
-from ml.operations.targets import SMOKE, Wanted, judge, tell
+from ml.operations.targets import Wanted, judge, tell
 from ml.serving import image
 
 FOLDER = Path("deploy/compose")
@@ -93,7 +93,7 @@ def check(wanted: Wanted) -> str:
         found, name = host.running(), host.container()
         if found is None or name is None or found[0] != wanted.image:
             raise UserError(f"{wanted.place} runs {found[0] if found else 'nothing'}, not {wanted.image}: deploy again")
-        return judge(tell(host.engine, "exec", name, "python", "-c", SMOKE), wanted)
+        return judge(tell(host.engine, "exec", name, "python", "-c", image.ASK), wanted)
 
 
 def _put_back(host: Host, before: tuple[str, dict[str, str]] | None) -> str:

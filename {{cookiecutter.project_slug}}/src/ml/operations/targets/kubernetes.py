@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ml.errors import UserError
-from ml.operations.targets import SMOKE, Wanted, judge, tell
+from ml.operations.targets import Wanted, judge, tell
+from ml.serving import image
 
 OVERLAYS = Path("deploy/kubernetes/overlays")
 SCRATCH = Path("build")
@@ -79,7 +80,7 @@ def check(wanted: Wanted) -> str:
             runs = ", ".join(sorted(images)) or "nothing"
             raise UserError(f"{wanted.place} runs {runs}, not {wanted.image}: deploy again")
         name = pods[0]["metadata"]["name"]
-        return judge(cluster.tell("exec", name, f"--container={CONTAINER}", "--", "python", "-c", SMOKE), wanted)
+        return judge(cluster.tell("exec", name, f"--container={CONTAINER}", "--", "python", "-c", image.ASK), wanted)
 
 
 def rendered(wanted: Wanted) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ml.errors import UserError
-from ml.operations.targets import SMOKE, Wanted, judge
+from ml.operations.targets import Wanted, judge
 from ml.serving import image
 
 
@@ -24,4 +24,4 @@ def check(wanted: Wanted) -> str:
     with image.running(engine, wanted.image, *image.CONFINED, *about) as name:
         if (problem := image.wait(engine, name)) is not None:
             raise UserError(f"{wanted.image}: {problem}")
-        return judge(image.tell(engine, "exec", name, "python", "-c", SMOKE), wanted)
+        return judge(image.tell(engine, "exec", name, "python", "-c", image.ASK), wanted)
