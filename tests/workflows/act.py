@@ -133,7 +133,10 @@ def grants_of(document: Mapping, job: Mapping, *, read_only: bool) -> dict[str, 
 
 
 def with_tokens(document: dict) -> dict:
-    """Return the workflow with a secret of its own in every job in place of the token of the run."""
+    """Return the workflow with a secret of its own in every job in place of the token of the run.
+
+    act's schema does not know that an environment may come without a Deployment; it makes none anyway.
+    """
 
     def replaced(value: object, name: str) -> object:
         if isinstance(value, dict):
@@ -143,6 +146,9 @@ def with_tokens(document: dict) -> dict:
         return RUN_TOKEN.sub(f"secrets.{name}", value) if isinstance(value, str) else value
 
     jobs = {name: replaced(job, secret_of(name)) for name, job in document["jobs"].items()}
+    for job in jobs.values():
+        if isinstance(job.get("environment"), dict):
+            job["environment"].pop("deployment", None)
     return document | {"jobs": jobs}
 
 

@@ -478,6 +478,14 @@ def _edit_issue(github: GitHub, asked: Asked, number: str) -> dict:
     return github.issue_json(asked.repository, issue)
 
 
+@route("POST", "/attestations", "attestations")
+def _create_attestation(github: GitHub, asked: Asked) -> Answer:
+    """A private repository has none without Enterprise Cloud."""
+    if asked.repository.private:
+        raise RefusedError(403, "Feature not available for the repository's plan")
+    return Answer(201, {"id": github.next_id()})
+
+
 @route("GET", "/deployments", "deployments")
 def _deployments(github: GitHub, asked: Asked) -> Listing:
     """Newest first, as at GitHub."""

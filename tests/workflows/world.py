@@ -249,7 +249,9 @@ class World:
             self.owner.make(target)
         tools = self.folder / "tools"
         tools.mkdir()
-        (tools / "gh").write_text(GH.format(host=self.github.address.removeprefix("https://"), gh=require("gh")))
+        host = self.github.address.removeprefix("https://")
+        stand_in = f'"{sys.executable}" "{Path(__file__).parent / "attestation.py"}"'
+        (tools / "gh").write_text(GH.format(host=host, gh=require("gh"), attestation=stand_in))
         (tools / "gh").chmod(0o755)
         base = Path(sys._base_executable if not self.venv else os.path.realpath(self.venv / "bin/python"))
         version = self.python
@@ -347,6 +349,7 @@ class World:
 
     def merge(self, pull: PullRequest) -> Event:
         """Merge a pull request and return the push to main."""
+        self.github.refresh(self.repository)
         before, record = self.repository.resolve("main"), pull.record
         self.repository.git("update-ref", "refs/heads/main", record.merge_sha)
         record.state, record.merged = "closed", True
@@ -386,7 +389,7 @@ class World:
         environment = act.host_environment(self.home(folder), trusted(self.github), self.folder / "tools")
         # act works below it, and BentoML reads no hidden folder.
         environment["XDG_CACHE_HOME"] = str(folder / "home/cache")
-        environment |= self.stand_ins(missing, event)
+        environment |= self.stand_ins(missing, file)
         secrets = self.tokens(document, event, folder)
         environment |= {"STAND_INS_TOKENS": str(folder / "tokens.json"), "STAND_INS_RUN_TOKEN": secrets["GITHUB_TOKEN"]}
         (folder / "event.json").write_text(json.dumps(event.payload))
@@ -497,17 +500,29 @@ class World:
         (home / ".config/act/actrc").touch()
         return home
 
-    def stand_ins(self, missing: tuple[str, ...], event: Event) -> dict[str, str]:
+    def stand_ins(self, missing: tuple[str, ...], file: str) -> dict[str, str]:
         """Return what the stand-in actions read."""
         unknown = [name for name in missing if not (STAND_INS / name).is_dir()]
         assert not unknown, f"no action stands in for {unknown}"
         return {
             "STAND_INS_ARTIFACTS": str(self.repository.artifacts_folder),
+            "STAND_INS_ATTESTATIONS": str(self.attestations),
             "STAND_INS_CACHES": str(self.folder / "caches"),
             "STAND_INS_MISSING": " ".join(missing),
             "STAND_INS_PYTHONS": str(self.folder / "pythons"),
             "STAND_INS_VENV": str(self.venv or ""),
+            "STAND_INS_VULNERABILITIES": str(self.folder / "vulnerabilities.json"),
+            "STAND_INS_WORKFLOW": file,
         }
+
+    @property
+    def attestations(self) -> Path:
+        """The folder of what was attested, by digest, and of the key that signs it."""
+        folder = self.folder / "attestations"
+        if not folder.exists():
+            folder.mkdir()
+            (folder / "key").write_bytes(os.urandom(32))
+        return folder
 
     def tokens(self, document: dict, event: Event, folder: Path) -> dict[str, str]:
         """Return a token for every job, and one without grants for what has no job."""
@@ -563,6 +578,7 @@ class World:
 
 
 GH = """#!/bin/sh
+[ "$1" != attestation ] || exec {attestation} "$@"
 # For another host than github.com, gh takes the token from another variable and does not know a remote with a port.
 export GH_HOST={host} GH_ENTERPRISE_TOKEN="${{GH_TOKEN:-${{GITHUB_TOKEN:-}}}}"
 if [ -z "$GH_REPO" ] && git remote get-url origin >/dev/null 2>&1; then GH_REPO=$GITHUB_REPOSITORY; fi
