@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import oci
 import pytest
 from host import CONFIG, FIRST, Hub, copied, git, make, serving, settle
 
@@ -104,3 +105,19 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
         return path
 
     return put
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[oci.Store]:
+    """Return a registry of images on this machine."""
+    with oci.storing(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, store: oci.Store, hub: Hub, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> oci.World:
+    """Return a repository with images, a registry, and GitHub as far as promotion needs it; `gh` verifies its key."""
+    program("gh", oci.GH)
+    return oci.settled(tmp_path, store, hub, monkeypatch)
