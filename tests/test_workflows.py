@@ -269,7 +269,7 @@ def test_every_step_of_a_project_is_a_make_target() -> None:
         for path in workflows()
         if PRODUCT in path.parts
         for name, job in load(path.read_text())["jobs"].items()
-        if name != "all-checks-pass"
+        if name not in ("all-checks-pass", "attest")
         for step in job["steps"]
         for line in step.get("run", "").splitlines()
     }
@@ -285,3 +285,81 @@ def test_every_uploaded_artifact_is_downloaded_by_someone_or_read_through_the_ap
 
     assert sent == {"data", "trained", "review-model", "review-service", "report"}
     assert taken == {"data", "trained", None}
+
+
+def test_what_signs_runs_nothing_of_the_project_and_signs_for_main_alone() -> None:
+    document = product("deliver")
+
+    assert document["on"] == {"push": {"branches": ["main"]}}
+    signing = {name: job for name, job in document["jobs"].items() if "attestations" in rights_of(job)}
+    assert set(signing) == {"attest"}
+    steps = signing["attest"]["steps"]
+    assert [step["uses"].partition("@")[0] for step in steps if "uses" in step] == [
+        "actions/download-artifact",
+        "docker/login-action",
+        "actions/attest",
+        "sigstore/cosign-installer",
+    ]
+    assert [step["run"].split()[:2] for step in steps if "run" in step] == [["cosign", "attest"]]
+    assert rights_of(signing["attest"]) == {"attestations", "id-token", "packages"}
+
+
+def test_nothing_is_built_after_the_load_test() -> None:
+    jobs = {
+        (name, job): body for name in ("deliver", "release", "rollback") for job, body in product(name)["jobs"].items()
+    }
+
+    built = {place for place, job in jobs.items() if "make image" in str(job) or "docker build" in str(job)}
+    tested = {place for place, job in jobs.items() if "make loadtest" in str(job)}
+    assert built == tested == {("deliver", "image")}
+    scripts = [step.get("run", "") for step in jobs[("deliver", "image")]["steps"]]
+    order = [
+        at for at, script in enumerate(scripts) for what in ("make image", "publish", "make loadtest") if what in script
+    ]
+    assert order == sorted(order)
+    assert len(order) == 3
+    digests = {
+        step["env"]["DIGEST"] for job in jobs.values() for step in job["steps"] if "DIGEST" in step.get("env", {})
+    }
+    assert digests == {"${{ steps.publish.outputs.digest }}", "${{ needs.image.outputs.digest }}"}
+
+
+def test_promotions_wait_for_each_other_stage_by_stage_and_a_rollback_for_no_delivery() -> None:
+    jobs = product("deliver")["jobs"]
+
+    groups = {name: job["concurrency"]["group"] for name, job in jobs.items() if "concurrency" in job}
+    assert groups == {"staging": "promote-staging", "production": "promote-production"}
+    assert "github.sha" in product("deliver")["concurrency"]["group"]
+    rollback = product("rollback")
+    assert rollback["concurrency"]["group"] == "${{ github.workflow }}"
+    # Whoever is asked to approve production is not asked here.
+    assert {job["environment"]["name"] for job in rollback["jobs"].values()} == {"rollback"}
+    assert {"staging", "production"} == {job["environment"]["name"] for job in jobs.values() if "environment" in job}
+
+
+def test_no_environment_makes_a_deployment_beside_the_promotions_own() -> None:
+    found = [
+        job["environment"]
+        for name in ("deliver", "release", "rollback")
+        for job in product(name)["jobs"].values()
+        if "environment" in job
+    ]
+
+    assert found
+    assert all(environment["deployment"] is False for environment in found)
+
+
+def test_only_what_promotes_or_releases_may_write_to_the_repository() -> None:
+    writing = {
+        (name, job)
+        for name in ("deliver", "release", "rollback")
+        for job, body in product(name)["jobs"].items()
+        if "contents" in rights_of(body)
+    }
+
+    assert writing == {
+        ("deliver", "staging"),
+        ("deliver", "production"),
+        ("release", "release"),
+        ("rollback", "rollback"),
+    }

@@ -1,4 +1,4 @@
-"""A registry of images on this machine, as a scenario's world has one, and what a test asks it behind the project's back."""
+"""A registry of images on this machine, and what a test asks it behind the project's back."""
 
 from __future__ import annotations
 
@@ -109,10 +109,7 @@ def serving(folder: Path, path: str) -> Iterator[Images]:
         yield images
     finally:
         images.stop()
-        listed = subprocess.run(
-            [require("docker"), "images", "--format={{.Repository}}:{{.Tag}}", images.name],
-            capture_output=True,
-            text=True,
-        )
+        words = [require("docker"), "images", "--format={{.Repository}}:{{.Tag}}", images.name]
+        listed = subprocess.run(words, capture_output=True, text=True, check=False)
         for tag in listed.stdout.split():
             subprocess.run([require("docker"), "rmi", "--force", tag], capture_output=True, check=False)

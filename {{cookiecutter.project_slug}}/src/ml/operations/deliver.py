@@ -122,6 +122,7 @@ def publish() -> str:
 
     Raises UserError where the registry takes nothing, or holds other bytes afterwards.
     """
+    FOLDER.mkdir(parents=True, exist_ok=True)  # where the scanners write
     registry, engine, local = Registry.open(), image.find_engine(), build.build(Path.cwd())
     tag = f"sha-{sides.Commit.at('HEAD').sha}"
     target = f"{registry.image}:{tag}"

@@ -1,0 +1,1 @@
+require(`${process.env.STAND_INS}/start.js`)("cosign-installer");
