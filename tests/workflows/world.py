@@ -374,16 +374,21 @@ class World:
         missing: tuple[str, ...] = (),
         runners: tuple[str, ...] = ("ubuntu-24.04",),
         again: Run | None = None,
+        only: tuple[str, ...] = (),
+        given: Mapping[str, Mapping[str, str]] | None = None,
     ) -> Run:
         """Run a workflow of the event's commit and return what it did; `missing` actions, such as setup-cml, fail.
 
-        With `again`, all jobs of that run are run again.
+        With `again`, all jobs of that run are run again, or `only` some of them: then the others are taken to have
+        succeeded with the outputs that they had, or that are `given` for them, and artifacts stay.
         """
         number = again.id if again else self.github.next_id()
         attempt = again.record.attempt + 1 if again else 1
         folder = self.folder / "runs" / f"{number}-{attempt}"
-        shutil.rmtree(self.repository.artifacts_folder / str(number), ignore_errors=True)
-        source, document = self.checked_out(event, file, folder)
+        if not only:
+            shutil.rmtree(self.repository.artifacts_folder / str(number), ignore_errors=True)
+        known = outputs_of(again, given or {}) if again and only else {}
+        source, document = self.checked_out(event, file, folder, only, known)
         assert event.name in document["on"], f"{file} does not start on {event.name}"
         record = self.record(number, file, document, event, attempt)
         environment = act.host_environment(self.home(folder), trusted(self.github), self.folder / "tools")
@@ -432,8 +437,18 @@ class World:
     def is_foreign(self, event: Event) -> bool:
         return event.read_only and event.head is not self.repository
 
-    def checked_out(self, event: Event, file: str, folder: Path) -> tuple[Path, dict]:
-        """Return the work tree that act reads the workflow from, and the workflow as its author wrote it."""
+    def checked_out(
+        self,
+        event: Event,
+        file: str,
+        folder: Path,
+        only: tuple[str, ...] = (),
+        known: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> tuple[Path, dict]:
+        """Return the work tree that act reads the workflow from, and the workflow as its author wrote it.
+
+        Of a run of `only` some jobs, the others do nothing and have the outputs that are `known`.
+        """
         source = folder / "source"
         source.parent.mkdir(parents=True)
         bare = str(self.repository.folder)
@@ -445,9 +460,11 @@ class World:
         ):
             subprocess.run(["git", *words], check=True, capture_output=True, env=clean_environment())
         document = act.load((source / ".github/workflows" / file).read_text())
+        if only:
+            document["jobs"] = act.reduced(document["jobs"], only, known or {})
         for path in source.glob(".github/workflows/*.y*ml"):
             with path.open("r+") as opened:
-                changed = act.with_tokens(act.load(opened.read()))
+                changed = act.with_tokens(document if path.name == file else act.load(opened.read()))
                 opened.seek(0)
                 opened.truncate()
                 YAML().dump(changed, opened)
@@ -575,6 +592,15 @@ class World:
         """Return what GitHub would start, as (event, ref): no push of a workflow's own token, but its dispatches."""
         pushes = [("push", each.ref) for each in self.github.pushes if each.token.kind == "app"]
         return pushes + [(each.file, each.ref) for each in self.repository.dispatches]
+
+
+def outputs_of(run: Run, given: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Return by job the outputs that a run's steps had, and what is given in their place."""
+    kept = {
+        name: {key.partition(".")[2]: value for key, value in job.outputs.items()}
+        for name, job in run.outcome.found.items()
+    }
+    return {name: outputs | dict(given.get(name, {})) for name, outputs in kept.items()}
 
 
 GH = """#!/bin/sh
