@@ -7,16 +7,14 @@ of a workflow only the jobs in question.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import images as registries
 import pytest
 from images import Images
 from real import Project
-from world import PullRequest, Run, World, executes
+from world import Run, World, executes
 
 pytestmark = pytest.mark.slow
 DELIVER, RELEASE, ROLLBACK = "deliver.yml", "release.yml", "rollback.yml"
@@ -71,11 +69,11 @@ def shop(light: Project, images: Images, tmp_path_factory: pytest.TempPathFactor
         yield world
 
 
-def merge(world: World, edits: dict, title: str, *, label: str = "", **more: object) -> tuple[PullRequest, Run]:
+def merge(world: World, edits: dict, title: str, *, label: str = "", **more: object) -> Run:
     """Merge a change, and return its delivery."""
     pull = world.pull_request(world.change(edits, title, **more), title=title)
     pull.record.labels += [label] if label else []
-    return pull, world.run(DELIVER, world.merge(pull))
+    return world.run(DELIVER, world.merge(pull))
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +85,21 @@ def first(shop: World, images: Images) -> Moment:
 @pytest.fixture(scope="module")
 def prose(shop: World, images: Images, first: Moment) -> Moment:
     """What follows the merge of a change to prose."""
-    return Moment.of(merge(shop, {"README.md": "# Late?\n"}, "Ask")[1], shop, images)
+    return Moment.of(merge(shop, {"README.md": "# Late?\n"}, "Ask"), shop, images)
 
 
 @pytest.fixture(scope="module")
 def slower(shop: World, images: Images, prose: Moment) -> Moment:
     """What follows the merge of a service that takes a tenth of a second longer."""
     edits = {ROUTES: (QUICK, SLOW), "params.yaml": ("p50: 100", "p50: 5")}
-    return Moment.of(merge(shop, edits, "Take your time", after=())[1], shop, images)
+    return Moment.of(merge(shop, edits, "Take your time"), shop, images)
 
 
 @pytest.fixture(scope="module")
 def good(shop: World, images: Images, slower: Moment) -> Moment:
     """What follows the merge of another model, whose service is quick again and which asks for a minor version."""
     edits = {ROUTES: (SLOW, QUICK), "params.yaml": ("max_leaf_nodes: 31", "max_leaf_nodes: 24")}
-    pull, run = merge(shop, edits, "Learn less", label="release:minor", before=("pipeline",), after=("push",))
+    run = merge(shop, edits, "Learn less", label="release:minor", before=("pipeline",), after=("push",))
     return Moment.of(run, shop, images)
 
 

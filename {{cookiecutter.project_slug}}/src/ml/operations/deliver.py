@@ -30,7 +30,7 @@ from ml.serving import build, image, loadtest
 
 FOLDER = Path("build/delivery")
 SBOM, GRYPE, SCAN, LOADTEST = (FOLDER / f"{name}.json" for name in ("sbom", "grype", "scan", "loadtest"))
-EXEMPTIONS = Path(".github/vulnerabilities.yaml")
+EXEMPTIONS = Path(".github/vulnerabilities.yml")
 CRITICAL = "Critical"
 BUMPS = ("major", "minor", "patch")
 # What an image holds, beside the model and settings: a change of anything else needs no new image.
