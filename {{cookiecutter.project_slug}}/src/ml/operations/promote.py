@@ -302,6 +302,8 @@ def _promote(desk: Desk, stage: str, digest: str, how: str) -> Assignment:
 
 
 def _refuse_late(desk: Desk, stage: str, newest: Assignment | None, found: Record) -> None:
+    if expired := [one for one in found.scan.exempted if one.until < datetime.now(UTC).date()]:
+        raise UserError(f"its exemption of {expired[0].id} has run out on {expired[0].until}: mend it, or prolong it")
     if stage == "production" and (address := frozen(desk.github)):
         raise UserError(f"promotion is frozen since a rollback: close {address}, then run this job again")
     if newest is not None and newest.digest and newest.commit != found.commit and _is_before(found.commit, newest):
@@ -419,10 +421,11 @@ def _goal(past: list[Assignment], version: str | None) -> Assignment:
             if entry.digest and (version in (entry.tag, entry.digest) or entry.commit == commit):
                 return entry
         raise UserError(f"production has never run {version[:80]}: name one of {_choices(past, past[-1])}")
-    if len(before := good(past)) < 2:
+    # Before a newest tag without a digest, which was made by hand, lies what production ran.
+    before = good(past)[: -1 if past[-1].digest else None]
+    if not before:
         raise UserError(f"production has no version before {_named(past[-1])}: deliver a better one")
-    # A newest tag without a digest was made by hand: what was good stands.
-    return before[-2] if past[-1].digest else before[-1]
+    return before[-1]
 
 
 def _choices(past: list[Assignment], but: Assignment) -> str:
@@ -525,7 +528,11 @@ def audit() -> list[str]:
         [entry.when, entry.tag, entry.digest[:19] or "-", entry.commit[:10], entry.who, entry.how, entry.run]
         for entry in reversed(history())
     ]
-    return _table([["when", "tag", "digest", "commit", "who", "how", "run"], *rows]) if rows else ["nothing yet"]
+    return (
+        _table([["when", "tag", "digest", "commit", "who", "how", "run"], *rows])
+        if rows
+        else ["nothing was promoted yet"]
+    )
 
 
 def _table(rows: list[list[str]]) -> list[str]:
