@@ -195,7 +195,9 @@ def serving() -> Iterator[Hub]:
                 return
             parts = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null")
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.headers.get("Content-Type", "") != "application/octet-stream":
+                body = json.loads(body or b"null")
             hub.calls.append(Call(self.command, parts.path, query, dict(self.headers), body))
             status, headers, content = hub.answer(hub.calls[-1])
             self.send_response(status)

@@ -197,7 +197,7 @@ def metrics(before: str | None, version: str, then: Verdict | None, now: Verdict
     columns = [*([before] if before else []), version]
     head = f"| metric | better | {' | '.join(columns)} |\n| --- | --- |{' ---: |' * len(columns)}"
     rows = [
-        f"| {report.prose(metric.name)} | {metric.better} | "
+        f"| {report.code(metric.name)} | {metric.better} | "
         + " | ".join(_shown(part) for part in ([old.get(metric.name)] if before else []) + [metric.candidate])
         + " |"
         for metric in now.metrics
