@@ -538,6 +538,7 @@ def machine(project: Project, images: dict[str, str], tmp_path: Path) -> Iterato
             docker("volume", "rm", name)
         for name in docker("images", "--quiet", "--filter=reference=flight-delays-staging?prometheus").split():
             docker("rmi", "--force", name)
+        docker("rmi", "--force", "late-prometheus:test")
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
 
