@@ -185,7 +185,7 @@ def test_a_tag_that_a_person_pushed_is_published(
     digest = produced(world, 0)
     git(world.folder / "clone", "tag", "-a", "-m", "mine", "model@v3.1.4", world.commits[0])
     git(world.folder / "clone", "push", "--quiet", "origin", "model@v3.1.4")
-    for name, value in (("REF_TYPE", "tag"), ("REF_NAME", "model@v3.1.4"), ("REF", "refs/tags/model@v3.1.4")):
+    for name, value in (("REF_TYPE", "tag"), ("REF", "refs/tags/model@v3.1.4")):
         monkeypatch.setenv(f"GITHUB_{name}", value)
 
     assert release.run(None, None).startswith("v3.1.4 is released")
@@ -208,7 +208,7 @@ def test_a_tag_that_names_nothing_that_ran_is_refused(
     release.run("minor", None)
     git(world.folder / "clone", "tag", "-a", "-m", "mine", tag, world.commits[number])
     git(world.folder / "clone", "push", "--quiet", "origin", tag)
-    for name, value in (("REF_TYPE", "tag"), ("REF_NAME", tag), ("REF", f"refs/tags/{tag}")):
+    for name, value in (("REF_TYPE", "tag"), ("REF", f"refs/tags/{tag}")):
         monkeypatch.setenv(f"GITHUB_{name}", value)
 
     with pytest.raises(UserError, match=said):

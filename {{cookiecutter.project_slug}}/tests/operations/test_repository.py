@@ -147,7 +147,7 @@ def test_everything_is_set_once_and_kept_the_second_time(host: Host, said: Any) 
     assert {rules["name"] for rules in host.rulesets} == {"main", "review", "model tags"}
     assert host.actions == repository.ACTIONS
     assert {label["name"] for label in host.labels} == {"bug", *repository.LABELS}
-    assert host.branches == dict.fromkeys(("staging", "production", "rollback"), ["main"])
+    assert host.branches == {name: ["main"] for name in ("staging", "production", "rollback")}
     (approval,) = host.environments["production"]["protection_rules"]
     assert approval["reviewers"] == [{"type": "User", "reviewer": {"id": 7}}]
     assert host.environments["staging"]["protection_rules"] == []

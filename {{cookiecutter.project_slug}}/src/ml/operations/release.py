@@ -38,7 +38,7 @@ def run(bump: str | None, commit: str | None) -> str:
     there = promote.versions()
     pushed = os.environ.get("GITHUB_REF_TYPE") == "tag" and not bump
     if pushed:
-        version = os.environ["GITHUB_REF_NAME"].removeprefix(TAG)
+        version = os.environ["GITHUB_REF"].removeprefix(f"refs/tags/{TAG}")
         sha = sides.Commit.at(os.environ["GITHUB_REF"]).sha
     else:
         sha = delivered_commit(commit)
