@@ -86,17 +86,15 @@ def plan(told: dict[str, Any]) -> Plan:
     if registry.resolve(runs.digest) is None:
         why = f"the image that production runs is no longer in {registry.image}: this one is not compared with it"
         return Plan(True, why, train, base)
-    baseline = f"{registry.image}@{runs.digest}"
     if model is None:
-        reached = {ci.reach(path) for path in ci.changed_files(runs.commit)}
-        same = reached <= {"docs", "tests"}
+        same = {ci.reach(path) for path in ci.changed_files(runs.commit)} <= {"docs", "tests"}
     else:
-        now = content(head.file, model)
-        same = now in {kept.content for kept in record.beside(registry, runs.digest)}
+        same = content(head.file, model) in {kept.content for kept in record.beside(registry, runs.digest)}
     if same:
         why = f"nothing is promoted: {head.sha[:10]} changes neither model nor service, production stays {runs.tag}"
         return Plan(False, why)
-    return Plan(True, f"{head.sha[:10]} changes model or service of {runs.tag}", train, base, baseline)
+    why = f"{head.sha[:10]} changes model or service of {runs.tag}"
+    return Plan(True, why, train, base, f"{registry.image}@{runs.digest}")
 
 
 def write_plan() -> str:

@@ -11,11 +11,10 @@ import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from ml import refs
 from ml.errors import UserError
-from ml.operations import ci, promote, record
+from ml.operations import promote, record
 from ml.operations.github import GitHub
 from ml.operations.publish import BOT
 from ml.operations.record import Record
@@ -49,9 +48,7 @@ def run(bump: str | None, commit: str | None) -> str:
         raise UserError(f"{sha[:10]} is {version} already: a commit has one version")
     if not inside:
         return tag(version, sha, digest)
-    told = publish(version, sha, digest, there, new=version not in there)
-    ci.tell(f"{told}\n")
-    return told
+    return publish(version, sha, digest, there, new=version not in there)
 
 
 def delivered_commit(commit: str | None) -> str:
@@ -123,7 +120,7 @@ def publish(version: str, sha: str, digest: str, there: dict[str, str], *, new: 
         files = sorted(path for path in folder.iterdir() if path.name != SUMS)
         sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
         (folder / SUMS).write_text("".join(sums))
-        text = notes(registry, github, version, before, known, digest, kept, verdict_of(folder))
+        text = notes((version, before), known, f"{registry.image}@{digest}", kept, verdict_of(folder))
         return write(github, version, text, [*files, folder / SUMS])
 
 
@@ -144,29 +141,23 @@ def verdict_of(folder: Path) -> Verdict:
     return Verdict.model_validate_json((folder / "verdict.json").read_bytes())
 
 
-def notes(
-    registry: Registry,
-    github: GitHub,
-    version: str,
-    before: str | None,
-    known: dict[str, str],
-    digest: str,
-    kept: Record,
-    verdict: Verdict,
-) -> str:
+def notes(release: tuple[str, str | None], known: dict[str, str], image: str, kept: Record, verdict: Verdict) -> str:
     """Return what changed since the version before, in Markdown, and the pull requests that GitHub lists."""
+    registry, github, (version, before) = Registry.open(), GitHub.open(), release
     was, then = earlier(registry, known[before]) if before else (None, None)
     asked = {"tag_name": f"{TAG}{version}", "target_commitish": known[version]}
     asked |= {"previous_tag_name": f"{TAG}{before}"} if before else {}
-    merged = github.send("POST", "releases/generate-notes", asked)["body"]
-    proof = f"gh attestation verify oci://{registry.image}@{digest} --repo {github.name}"
-    head = [
-        f"**{report.clean(verdict.headline)}**" if was is None else f"**{before} → {version}:** {changed(was, kept)}",
-        f"Image `{registry.image}@{digest}`, model `{kept.model[:12]}`, commit `{kept.commit[:10]}`.",
+    first = f"**{before} → {version}:** {changed(was, kept)}" if was else f"**{report.clean(verdict.headline)}**"
+    parts = [
+        first,
+        f"Image `{image}`, model `{kept.model[:12]}`, commit `{kept.commit[:10]}`.",
+        f"What {before} was made of is no longer in the registry: nothing to compare." if before and not was else "",
+        metrics(before if then else None, version, then, verdict),
+        settings(was, kept),
+        github.send("POST", "releases/generate-notes", asked)["body"],
+        f"Verify it: `gh attestation verify oci://{image} --repo {github.name}`",
     ]
-    gone = [] if was or not before else [f"What {before} was made of is no longer in the registry: nothing to compare."]
-    tables = [metrics(before if then else None, version, then, verdict), *settings(was, kept)]
-    return "\n\n".join([*head, *gone, *tables, merged, f"Verify it: `{proof}`"]) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def earlier(registry: Registry, sha: str) -> tuple[Record | None, Verdict | None]:
@@ -196,14 +187,11 @@ def metrics(before: str | None, version: str, then: Verdict | None, now: Verdict
     old = {metric.name: metric.candidate for metric in then.metrics} if then else {}
     columns = [*([before] if before else []), version]
     head = f"| metric | better | {' | '.join(columns)} |\n| --- | --- |{' ---: |' * len(columns)}"
-    rows = [
-        f"| {report.code(metric.name)} | {metric.better} | "
-        + " | ".join(_shown(part) for part in ([old.get(metric.name)] if before else []) + [metric.candidate])
-        + " |"
-        for metric in now.metrics
-    ]
-    told = f"Each on its own holdout, with {now.confidence:.0%} intervals."
-    return "\n".join([head, *rows, "", told])
+    rows = []
+    for metric in now.metrics:
+        values = ([old.get(metric.name)] if before else []) + [metric.candidate]
+        rows.append(f"| {report.code(metric.name)} | {metric.better} | {' | '.join(map(_shown, values))} |")
+    return "\n".join([head, *rows, "", f"Each on its own holdout, with {now.confidence:.0%} intervals."])
 
 
 def _shown(found: Interval | None) -> str:
@@ -213,15 +201,13 @@ def _shown(found: Interval | None) -> str:
     return f"{found.value:.4g}{ends}"
 
 
-def settings(was: Record | None, now: Record) -> list[str]:
-    """Return the settings that differ, as a table; nothing where none does."""
+def settings(was: Record | None, now: Record) -> str:
+    """Return the settings that differ, as a table; empty where none does."""
     from ml.review.review import differences
 
-    rows = [
-        f"| {report.code(one.name)} | {report.prose(one.before)} | {report.prose(one.after)} |"
-        for one in (differences(was.params, now.params) if was else [])
-    ]
-    return ["\n".join(["| setting | before | now |", "| --- | --- | --- |", *rows])] if rows else []
+    found = differences(was.params, now.params) if was else []
+    rows = [f"| {report.code(one.name)} | {report.prose(one.before)} | {report.prose(one.after)} |" for one in found]
+    return "\n".join(["| setting | before | now |", "| --- | --- | --- |", *rows]) if rows else ""
 
 
 def write(github: GitHub, version: str, text: str, files: list[Path]) -> str:
@@ -232,9 +218,8 @@ def write(github: GitHub, version: str, text: str, files: list[Path]) -> str:
             return f"{version} is released: {found['html_url']}"
         if found["tag_name"] == name:
             github.send("DELETE", f"releases/{found['id']}")
-    made: dict[str, Any] = github.send(
-        "POST", "releases", {"tag_name": name, "name": version, "body": text, "draft": True}
-    )
+    about = {"tag_name": name, "name": version, "body": text, "draft": True}
+    made = github.send("POST", "releases", about)
     address = made["upload_url"].partition("{")[0]
     for path in files:
         github.upload(address, path)
