@@ -55,7 +55,7 @@ class Moment:
 
 def assignments(world: World) -> dict[str, str]:
     """Return the message of every tag of the model, in the order of their numbers."""
-    names = sorted(ref for ref in world.refs("refs/tags/model"))
+    names = sorted(ref for ref in world.refs("refs/tags/") if ref.startswith("refs/tags/model"))
     return {name.removeprefix("refs/tags/"): world.repository.git("cat-file", "-p", name) for name in names}
 
 

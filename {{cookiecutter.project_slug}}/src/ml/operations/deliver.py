@@ -11,7 +11,7 @@ import os
 import subprocess
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,6 @@ class Plan:
     base: str = ""
     baseline: str = ""
 
-    def outputs(self) -> dict[str, str]:
-        """Return what later jobs ask for, as GitHub's outputs."""
-        flags = {name: str(getattr(self, name)).lower() for name in ("deliver", "train")}
-        return {**flags, "base": self.base, "baseline": self.baseline}
-
 
 def content(read: Callable[[str], bytes | None], model: str) -> str:
     """Return 16 hexadecimal digits of what an image is made of: the model (its MD5), code, settings, recipe.
@@ -100,18 +95,16 @@ def plan(told: dict[str, Any]) -> Plan:
 def write_plan() -> str:
     """Give the plan to later jobs and return it in words."""
     found = plan(ci.event())
-    ci.give(found.outputs())
+    ci.give({name: str(value).lower() for name, value in asdict(found).items() if name != "why"})
     ci.tell(f"{found.why}\n")
     return found.why
 
 
 def login() -> str:
-    """Let the container engine into the registry as REGISTRY_USER; return where, or that nobody was named."""
+    """Let the container engine into the registry as REGISTRY_USER with REGISTRY_PASSWORD, and return where."""
     registry, user = Registry.open(), os.environ.get("REGISTRY_USER", "")
-    if not (password := os.environ.get("REGISTRY_PASSWORD")):
-        return f"{registry.host}: no REGISTRY_PASSWORD, so only what is public"
     words = [image.find_engine(), "login", registry.host, "--username", user, "--password-stdin"]
-    _engine(words, f"{registry.host} does not let {user} in", password)
+    _engine(words, f"{registry.host} does not let {user} in", os.environ.get("REGISTRY_PASSWORD", ""))
     return f"logged in to {registry.host} as {user}"
 
 
@@ -160,16 +153,15 @@ def exemptions(path: Path = EXEMPTIONS) -> list[record.Exemption]:
         raise UserError(f"{path}: {where} {found['msg']}: an entry has id, until (a day) and reason") from None
 
 
-def critical(found: dict[str, Any]) -> dict[str, tuple[str, set[str]]]:
+def critical(content: bytes) -> dict[str, tuple[str, set[str]]]:
     """Return the critical vulnerabilities that have a fix, by id: the package with its fix, and all names of each.
 
     Raises SourceError for what is no result of Grype (its `json` format).
     """
     holes: dict[str, tuple[str, set[str]]] = {}
     try:
-        if not found["descriptor"]["name"]:
-            raise ValueError("no scanner")
-        for match in found["matches"]:
+        found = json.loads(content)
+        for match in found["matches"] if found["descriptor"] else None:
             told, package = match["vulnerability"], match["artifact"]
             if told["severity"] == CRITICAL and told["fix"]["state"] == "fixed":
                 fixed = ", ".join(told["fix"]["versions"])
@@ -180,7 +172,7 @@ def critical(found: dict[str, Any]) -> dict[str, tuple[str, set[str]]]:
     return holes
 
 
-def judge(found: dict[str, Any], known: list[record.Exemption], today: date) -> tuple[record.Scan, list[str]]:
+def judge(found: bytes, known: list[record.Exemption], today: date) -> tuple[record.Scan, list[str]]:
     """Return what the scan found that has a fix, what an exemption lets pass, and a sentence for each that blocks.
 
     An exemption counts to the end of its day (UTC).
@@ -199,21 +191,14 @@ def judge(found: dict[str, Any], known: list[record.Exemption], today: date) -> 
 
 def scan() -> str:
     """Judge the scan of the image, write what was found and return it; raise UserError where it blocks."""
-    if not GRYPE.is_file():
-        raise UserError(f"{GRYPE} is missing: the step before scans the image")
-    try:
-        found = json.loads(GRYPE.read_bytes())
-    except ValueError:
-        raise SourceError(f"{GRYPE} is no scan: look at the log of the step before") from None
-    result, sentences = judge(found, exemptions(), datetime.now(UTC).date())
-    scanner = f"{found['descriptor']['name']} {found['descriptor'].get('version', '')}".strip()
-    told = {**result.model_dump(mode="json"), "scanner": scanner, "matches": len(found["matches"])}
-    SCAN.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    content = GRYPE.read_bytes() if GRYPE.is_file() else b""
+    result, sentences = judge(content, exemptions(), datetime.now(UTC).date())
+    build.write_json(SCAN, {**result.model_dump(mode="json"), **(found := json.loads(content))})
     if sentences:
         remedy = f"make lock UPGRADE=1, or let it pass until a day in {EXEMPTIONS}"
         raise UserError(f"{len(sentences)} critical with a fix: {'; '.join(sentences[:5])}: {remedy}")
-    passed = f", {len(result.exempted)} let pass by {EXEMPTIONS}" if result.exempted else ""
-    return f"no critical vulnerability with a fix{passed} ({scanner}, {len(found['matches'])} findings)"
+    told = f"{len(found['matches'])} findings, {len(result.exempted)} let pass by {EXEMPTIONS}"
+    return f"no critical vulnerability with a fix ({told})"
 
 
 def write_record(digest: str) -> str:
@@ -227,9 +212,9 @@ def write_record(digest: str) -> str:
         raise UserError(f"{ci.REVIEW / report.JSON} is missing: the job model writes it")
     if (joined := review.join(verdict)).blocked:
         raise UserError(report.clean(joined.headline))
-    registry = Registry.open()
+    registry, head = Registry.open(), sides.Commit.at("HEAD")
     measured = [json.loads(path.read_bytes()) for path in (loadtest.RESULT, loadtest.FOLDER / "rounds.json")]
-    LOADTEST.write_text(json.dumps(measured[0] | measured[1] | {"candidate": digest}, indent=2), encoding="utf-8")
+    build.write_json(LOADTEST, {**measured[0], **measured[1], "candidate": digest})
     made = record.make(
         {
             "card.md": review.CARD,
@@ -242,20 +227,16 @@ def write_record(digest: str) -> str:
             "scan.json": SCAN,
             "verdict.json": ci.REVIEW / report.JSON,
         },
-        commit=(head := sides.Commit.at("HEAD")).sha,
+        commit=head.sha,
         run=int(os.environ.get("GITHUB_RUN_ID", 0)),
-        content=content(_here, sides.locked(Path("dvc.lock").read_bytes(), "the work tree")[ci.MODEL]),
+        # The model may be of here; the code is the commit's.
+        content=content(head.file, sides.locked(Path("dvc.lock").read_bytes(), "the work tree")[ci.MODEL]),
         reproduced=params.read().deliver.reproduce if head.outputs() else "trained",
         scan=record.Scan.model_validate_json(SCAN.read_bytes()),
     )
     record.attach(registry, digest)
     ci.tell((ci.REVIEW / report.MARKDOWN).read_text(encoding="utf-8"))
     return f"the record of {made.commit[:10]} lies beside {registry.image}@{digest}: {report.clean(joined.headline)}"
-
-
-def _here(name: str) -> bytes | None:
-    path = Path(name)
-    return path.read_bytes() if path.is_file() else None
 
 
 def start_release() -> str:
@@ -271,13 +252,6 @@ def start_release() -> str:
     return f"#{request['number']} asks for a {bump} version: release.yml is started"
 
 
-def run_promotion(stage: str, digest: str) -> str:
-    """Promote an image as delivered and return what was done, in lines."""
-    lines = promote.run(stage, digest)
-    ci.tell("\n\n".join([*lines, ""]))
-    return "\n".join(lines)
-
-
 # What `ml ci ACTION` does with its words, and what it prints.
 ACTIONS: dict[str, Callable[[Any], str]] = {
     "deliver": lambda _: write_plan() + "\n",
@@ -285,6 +259,6 @@ ACTIONS: dict[str, Callable[[Any], str]] = {
     "publish": lambda _: publish() + "\n",
     "scan": lambda _: scan() + "\n",
     "record": lambda words: write_record(words.digest) + "\n",
-    "promote": lambda words: run_promotion(words.stage, words.digest) + "\n",
+    "promote": lambda words: "\n".join(promote.run(words.stage, words.digest)) + "\n",
     "version": lambda _: start_release() + "\n",
 }

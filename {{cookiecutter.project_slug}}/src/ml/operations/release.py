@@ -40,7 +40,9 @@ def run(bump: str | None, commit: str | None) -> str:
         version = os.environ["GITHUB_REF"].removeprefix(f"refs/tags/{TAG}")
         sha = sides.Commit.at(os.environ["GITHUB_REF"]).sha
     else:
-        sha = delivered_commit(commit)
+        if commit is None and (runs := promote.current("production")) is None:
+            raise UserError("production runs nothing yet: merge to main, and deliver.yml delivers it")
+        sha = sides.Commit.at(commit or runs.commit).sha
         version = next((known for known, of in there.items() if of == sha), "") or following(there, bump or "patch")
     digest = refuse(version, sha, there)
     inside = bool(os.environ.get("GITHUB_ACTIONS"))
@@ -49,15 +51,6 @@ def run(bump: str | None, commit: str | None) -> str:
     if not inside:
         return tag(version, sha, digest)
     return publish(version, sha, digest, there, new=version not in there)
-
-
-def delivered_commit(commit: str | None) -> str:
-    """Return the commit to name; raise UserError where production runs nothing yet."""
-    if commit:
-        return sides.Commit.at(commit).sha
-    if (runs := promote.current("production")) is None:
-        raise UserError("production runs nothing yet: merge to main, and deliver.yml delivers it")
-    return runs.commit
 
 
 def refuse(version: str, sha: str, there: dict[str, str]) -> str:
@@ -75,8 +68,7 @@ def refuse(version: str, sha: str, there: dict[str, str]) -> str:
 
 def parts(version: str) -> tuple[int, int, int]:
     """Return the numbers of a version."""
-    major, minor, patch = VERSION.fullmatch(version).groups()
-    return int(major), int(minor), int(patch)
+    return tuple(map(int, VERSION.fullmatch(version).groups()))
 
 
 def following(there: dict[str, str], bump: str) -> str:
