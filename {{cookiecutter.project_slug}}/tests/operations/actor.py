@@ -1,4 +1,7 @@
-"""A promotion in a process of its own that waits for leave before whatever can be seen from outside."""
+"""A promotion in a process of its own that waits for leave before it changes something, or reads what decides.
+
+What it reads else it has read when it waits the next time, so others can act between that and its consequences.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,8 @@ def act(pipe: Connection, folder: str, environment: dict[str, str], words: list[
         return run(command, *rest, **more)
 
     def gated_request(session: requests.Session, method: str, url: str, **more: Any) -> Any:
-        leave(f"{method} {url}")
+        if method != "GET" or url.endswith("/issues"):
+            leave(f"{method} {url}")
         return request(session, method, url, **more)
 
     subprocess.run, requests.Session.request = gated_run, gated_request

@@ -38,7 +38,7 @@ IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
 SIGNER = f"{NAME}/{promote.SIGNER}"
 # As gh documents its flags and its JSON; it knows no certificates, but a key that only what attests has.
 GH = """
-import base64, hashlib, hmac, json, os, pathlib, sys
+import base64, hmac, json, os, sys
 
 words = sys.argv[1:]
 if words[:2] != ["attestation", "verify"]:
@@ -50,13 +50,13 @@ asked = dict(zip(pairs[::2], pairs[1::2], strict=True))
 known = {"--repo", "--signer-workflow", "--source-ref", "--predicate-type", "--format"}
 if not subject.startswith("oci://") or asked.keys() - known or asked["--format"] != "json":
     sys.exit(f"unknown flags {words}")
-store = pathlib.Path(os.environ["STAND_INS_ATTESTATIONS"])
+store = os.environ["STAND_INS_ATTESTATIONS"]
 digest = subject.partition("@sha256:")[2]
-found = []
-for path in sorted((store / digest).glob("*.json")):
-    bundle = json.loads(path.read_text())["bundle"]
+folder, found = f"{store}/{digest}", []
+for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ()):
+    bundle = json.load(open(f"{folder}/{name}"))["bundle"]
     payload = base64.b64decode(bundle["payload"])
-    right = hmac.new((store / "key").read_bytes(), payload, hashlib.sha256).hexdigest()
+    right = hmac.new(open(f"{store}/key", "rb").read(), payload, "sha256").hexdigest()
     statement = json.loads(payload)
     who = statement["identity"]
     due = {
@@ -194,7 +194,7 @@ class Board:
     def of(self, stage: str) -> list[tuple[str, str]]:
         """Return the GTO tag and the newest state of a stage's Deployments, oldest first."""
         mine = [one for one in self.deployments if one["environment"] == stage]
-        return [(one["payload"]["tag"], self.states[one["id"]][-1]) for one in mine]
+        return [(one["payload"]["tag"], (self.states[one["id"]] or ["pending"])[-1]) for one in mine]
 
     def _listed(self, call: Call) -> list[dict[str, Any]]:
         stage, task = call.query["environment"], call.query["task"]

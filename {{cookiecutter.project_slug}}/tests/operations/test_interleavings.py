@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class Stage:
         self.world = world
         self.good = [world.delivered(3, f"good {number}") for number in range(5)]
         self.forged = [world.made(3, f"forged {number}")[0] for number in range(2)]
+        self.registry = world.registry
         self.clones = 0
         for digest in self.good[:2]:
             promote.run("production", digest)
@@ -43,7 +45,7 @@ class Stage:
 
     def sound(self) -> bool:
         """Return whether the registry's tag leads to an image that deliver.yml has attested."""
-        return self.world.registry.resolve("production") in self.good
+        return self.registry.resolve("production") in self.good
 
     def play(self, chance: random.Random) -> list[str]:
         """Let two or three run at once, some killed, then one to its end; return what happened."""
@@ -52,7 +54,7 @@ class Stage:
             Actor(self.clone(), self.words(chance.choice(KINDS), chance)) for _ in range(chance.choice((2, 2, 3)))
         ]
         story = [" ".join(actor.words) for actor in actors]
-        doomed = {id(actor): chance.randrange(45) for actor in actors if chance.random() < 0.6}
+        doomed = {id(actor): chance.randrange(14) for actor in actors if chance.random() < 0.6}
         while alive := [actor for actor in actors if actor.state == "at"]:
             actor = chance.choice(alive)
             doomed[id(actor)] = doomed.get(id(actor), 10_000) - 1
@@ -74,7 +76,11 @@ class Stage:
 
 
 @pytest.mark.parametrize("seed", range(0, ROUNDS, 10))
-def test_whatever_is_killed_between_the_next_run_agrees(world: World, seed: int) -> None:
+def test_whatever_is_killed_between_the_next_run_agrees(
+    world: World, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python's server of forks imports by it, once, what every actor needs.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     stage = Stage(world)
     kills = endings = 0
     for round_of in range(seed, seed + 10):
@@ -82,7 +88,7 @@ def test_whatever_is_killed_between_the_next_run_agrees(world: World, seed: int)
 
         assert stage.sound(), story
         newest = promote.current("production")
-        assert world.registry.resolve("production") == newest.digest, story
+        assert stage.registry.resolve("production") == newest.digest, story
         assert newest.tag in [tag for tag, _ in world.board.of("production")], story
         kills += sum("killed at" in line for line in story)
         endings += sum(" done " in line for line in story)

@@ -85,7 +85,8 @@ class Registry:
         user, password = os.environ.get("REGISTRY_USER"), os.environ.get("REGISTRY_PASSWORD")
         opened = cls(host, name, (user, password) if user and password else kept_login(host))
         tries = Retry(total=3, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), raise_on_status=False)
-        opened.session.mount("http", HTTPAdapter(max_retries=tries))
+        for scheme in ("http://", "https://"):
+            opened.session.mount(scheme, HTTPAdapter(max_retries=tries))
         return opened
 
     @property
