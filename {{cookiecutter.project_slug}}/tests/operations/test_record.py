@@ -56,7 +56,7 @@ def test_the_files_come_back_as_they_were(world: World, tmp_path: Path) -> None:
 def test_a_record_that_is_not_beside_the_image_has_no_files(world: World, tmp_path: Path) -> None:
     digest, found = world.made(1)
 
-    with pytest.raises(SourceError, match="lost the files of its record: deliver its commit again$"):
+    with pytest.raises(SourceError, match=r"lost the files of its record: deliver its commit again$"):
         record.fetch(world.registry, digest, found.model_copy(update={"run": 9}), tmp_path / "out")
 
 

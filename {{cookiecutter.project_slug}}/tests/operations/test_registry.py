@@ -121,7 +121,7 @@ def test_a_registry_that_is_busy_for_a_moment_is_asked_again(front: Hub) -> None
 def test_a_manifest_with_another_digest_is_not_believed(front: Hub) -> None:
     front.on(f"GET /v2/octo/late/manifests/{DIGEST}", (200, {"Content-Type": MANIFEST}, MADE))
 
-    with pytest.raises(SourceError, match="gives other bytes than sha256:555555555555: do not trust this registry$"):
+    with pytest.raises(SourceError, match=r"gives other bytes than sha256:555555555555: do not trust this registry$"):
         Registry.open().resolve(DIGEST)
 
 
