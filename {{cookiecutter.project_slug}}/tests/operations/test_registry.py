@@ -148,6 +148,26 @@ def test_a_package_that_is_not_connected_says_what_to_do(front: Hub, status: int
         Registry.open().resolve("staging")
 
 
+def test_a_registry_that_keeps_its_files_elsewhere_shows_no_token_there(
+    front: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGISTRY_USER", "ada")
+    monkeypatch.setenv("REGISTRY_PASSWORD", "secret")
+    digest = sha256(MADE)
+    elsewhere = front.root.replace("127.0.0.1", "localhost")
+
+    def guarded(call: Call) -> object:
+        fits = call.headers.get("Authorization")
+        return (307, {"Location": f"{elsewhere}/kept"}, b"") if fits else (401, {"WWW-Authenticate": "Basic"}, b"")
+
+    front.on(f"GET /v2/octo/late/blobs/{digest}", guarded)
+    front.on("GET /kept", MADE)
+
+    assert Registry.open().read({"digest": digest}) == MADE
+
+    assert "Authorization" not in front.calls[-1].headers
+
+
 def test_what_else_a_registry_refuses_is_told_in_its_words(front: Hub) -> None:
     told = {"errors": [{"code": "UNSUPPORTED", "message": "read-only\nmode"}]}
     front.on("GET /v2/octo/late/manifests/staging", (405, {}, told))

@@ -176,9 +176,7 @@ def verify(registry: Registry, digest: str, github: GitHub | None = None) -> Rec
         try:
             proven = _attested(image, github) if signing == "attested" else _cosigned(image, github)
         except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{image}: what verifies its attestation prints what is not known here: update it"
-            ) from None
+            raise UserError(f"{image}: what verifies it prints what is not known here: update it") from None
         found = [entry for entry in record.beside(registry, digest) if entry in proven]
         lacks = "what it attests does not lie beside it, or not with the hashes that it names"
     if not found:
@@ -290,9 +288,7 @@ def _promote(desk: Desk, stage: str, digest: str, how: str) -> Assignment:
             if not _assign(stage, newest, digest, found, how) and how == DELIVERED:
                 won = current(stage)
                 if won is None or won.digest != digest:
-                    raise SupersededError(
-                        f"{stage} went to another image meanwhile ({_named(won)}): nothing is changed"
-                    )
+                    raise SupersededError(f"{stage} went to another image meanwhile ({_named(won)}): nothing changed")
         settled = desk.settle(stage)
         if settled is not None and settled.digest == digest:
             return settled
@@ -327,9 +323,8 @@ def _assign(stage: str, newest: Assignment | None, digest: str, found: Record, h
     head = f"object {found.commit}\ntype commit\ntag {tag}\ntagger {name} <{email}> {seconds} +0000\n"
     told = {"Digest": digest, "How": how, "Who": os.environ.get("GITHUB_ACTOR", name), "Run": run_address()}
     lines = "".join(f"{key}: {' '.join(text.split())}\n" for key, text in told.items() if text)
-    made = (
-        refs.git("mktag", input=f"{head}\nAssign {stage} to {digest[:19]}\n\n{lines}".encode()).stdout.decode().strip()
-    )
+    text = f"{head}\nAssign {stage} to {digest[:19]}\n\n{lines}"
+    made = refs.git("mktag", input=text.encode()).stdout.decode().strip()
     try:
         words = ("--quiet", "--no-verify", "--no-follow-tags", "origin", f"{made}:refs/tags/{tag}")
         refs.git("push", *words, what=f"origin takes no tag {tag}")
@@ -404,9 +399,8 @@ def rollback(version: str | None = None) -> list[str]:
         further = f"to go further back, name it: {_choices(past, now)}"
         return [f"production is at {_named(now)} already; {further}", *_run(desk, "production", now.digest, now.how)]
     if desk.registry.resolve(goal.digest) is None:
-        raise UserError(
-            f"the image of {_named(goal)} was deleted from the registry: name another, {_choices(past, goal)}"
-        )
+        others = _choices([entry for entry in past if entry.digest != goal.digest], now)
+        raise UserError(f"the image of {_named(goal)} was deleted from the registry: name another, {others}")
     desk.verify(goal.digest)
     issue = _incident(desk, now, goal)
     done = _run(desk, "production", goal.digest, f"rolled back from {now.tag}")
@@ -451,10 +445,8 @@ def _incident(desk: Desk, now: Assignment, goal: Assignment) -> str:
 
 def _version(entry: Assignment) -> str:
     """Return the version that a release gave to an assignment's commit, as this clone's tags have it."""
-    listed = sides.git(
-        "for-each-ref", "--format=%(refname:lstrip=2)", f"--points-at={entry.commit}", "refs/tags/model@*"
-    )
-    return next((match[1] for name in listed.decode().split() if (match := VERSION.fullmatch(name))), "")
+    listed = sides.git("tag", f"--points-at={entry.commit}", "--list", "model@*").decode().split()
+    return next((match[1] for name in listed if (match := VERSION.fullmatch(name))), "")
 
 
 def _named(entry: Assignment | None) -> str:
@@ -490,7 +482,7 @@ def status(*, mend: bool = False) -> tuple[list[str], list[str]]:
         state = _state(desk.github, number) if number else "none"
         rows.append([stage, _version(entry) or "-", *_facts(desk, entry), state])
         faults += [unmended] if unmended else _disagreements(desk, entry, state)
-    return _table(rows) if len(rows) > 1 else ["nothing was promoted yet"], faults
+    return _table(rows), faults
 
 
 def _mend(desk: Desk, stage: str) -> str:
@@ -524,18 +516,17 @@ def _remedy(stage: str) -> str:
 
 def audit() -> list[str]:
     """Return the audit trail in lines: every assignment of every stage, newest first."""
-    rows = [
-        [entry.when, entry.tag, entry.digest[:19] or "-", entry.commit[:10], entry.who, entry.how, entry.run]
-        for entry in reversed(history())
-    ]
-    return (
-        _table([["when", "tag", "digest", "commit", "who", "how", "run"], *rows])
-        if rows
-        else ["nothing was promoted yet"]
-    )
+    rows = [["when", "tag", "digest", "commit", "who", "how", "run"]]
+    for entry in reversed(history()):
+        told = (entry.digest[:19] or "-", entry.commit[:10], entry.who, entry.how, entry.run)
+        rows.append([entry.when, entry.tag, *told])
+    return _table(rows)
 
 
 def _table(rows: list[list[str]]) -> list[str]:
+    """Return rows in columns; the first one is the head of the others."""
+    if len(rows) == 1:
+        return ["nothing was promoted yet"]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
