@@ -115,9 +115,7 @@ def store(tmp_path: Path) -> Iterator[oci.Store]:
 
 
 @pytest.fixture
-def world(
-    tmp_path: Path, store: oci.Store, hub: Hub, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> oci.World:
+def world(tmp_path: Path, store: oci.Store, hub: Hub, program: Program, monkeypatch: pytest.MonkeyPatch) -> oci.World:
     """Return a repository with images, a registry, and GitHub as far as promotion needs it; `gh` verifies its key."""
     program("gh", oci.GH)
     return oci.settled(tmp_path, store, hub, monkeypatch)
