@@ -304,6 +304,28 @@ def test_a_pull_request_with_the_label_freezes_nothing(world: World) -> None:
     assert promote.frozen() is None
 
 
+def test_without_issues_nothing_is_frozen_and_that_is_said(world: World) -> None:
+    first, second = world.delivered(0), world.delivered(1)
+    for method in ("GET", "POST"):
+        world.board.hub.on(f"{method} issues", (410, {}, {"message": "Issues are disabled for this repo"}))
+    promote.run("production", first)
+    promote.run("production", second)
+
+    lines = promote.rollback()
+
+    world.agrees("production", first)
+    assert "; not frozen, since this repository has no issues: do not merge" in lines[0]
+
+
+def test_who_may_not_read_the_issues_promotes_nothing(world: World) -> None:
+    world.board.hub.on("GET issues", (404, {}, {"message": "Not Found"}))
+
+    with pytest.raises(UserError, match=r"GitHub refuses GET issues \(404\)"):
+        promote.run("production", world.delivered(1))
+
+    assert world.tags() == []
+
+
 def test_a_delivery_does_not_take_a_stage_back_to_an_older_commit(world: World) -> None:
     old, new = world.delivered(1), world.delivered(2)
     promote.run("staging", new)

@@ -27,6 +27,10 @@ class NotFoundError(UserError):
     """GitHub knows no such thing, or does not show it to this token."""
 
 
+class GoneError(UserError):
+    """The repository has this turned off, as a fork has its issues at first."""
+
+
 class DeniedError(UserError):
     """The token may not do this, or the plan does not have it."""
 
@@ -106,7 +110,9 @@ class GitHub:
         if answer.ok:
             return answer
         told = _message(answer)
-        kind = {401: DeniedError, 403: DeniedError, 404: NotFoundError}.get(answer.status_code, UserError)
+        kind = {401: DeniedError, 403: DeniedError, 404: NotFoundError, 410: GoneError}.get(
+            answer.status_code, UserError
+        )
         raise kind(f"GitHub refuses {method} {path} ({answer.status_code}): {told}")
 
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -13,6 +13,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from ml import refs
 from ml.errors import SourceError, UserError
 from ml.operations import record, targets
-from ml.operations.github import GitHub, NotFoundError
+from ml.operations.github import GitHub, GoneError, NotFoundError
 from ml.operations.publish import BOT
 from ml.operations.record import Record
 from ml.operations.registry import MovedError, Registry
@@ -238,9 +239,14 @@ def _ran(github: GitHub, entry: Record) -> bool:
 
 
 def frozen(github: GitHub | None = None) -> str | None:
-    """Return the address of the open issue labelled `rollback` that freezes promotion to production, if any."""
+    """Return the address of the open issue labelled `rollback` that freezes promotion to production, if any.
+
+    Where issues are turned off, nothing is frozen.
+    """
     found = (github or GitHub.open()).pages("issues", labels=LABEL, state="open")
-    return next((issue["html_url"] for issue in found if "pull_request" not in issue), None)
+    with suppress(GoneError):
+        return next((issue["html_url"] for issue in found if "pull_request" not in issue), None)
+    return None
 
 
 def run(stage: str, digest: str, how: str = DELIVERED) -> list[str]:
@@ -402,9 +408,12 @@ def rollback(version: str | None = None) -> list[str]:
         others = _choices([entry for entry in past if entry.digest != goal.digest], now)
         raise UserError(f"the image of {_named(goal)} was deleted from the registry: name another, {others}")
     desk.verify(goal.digest)
-    issue = _incident(desk, now, goal)
+    try:
+        frozen_until = f"frozen until {_incident(desk, now, goal)} is closed"
+    except GoneError:
+        frozen_until = "not frozen, since this repository has no issues: do not merge what was wrong again"
     done = _run(desk, "production", goal.digest, f"rolled back from {now.tag}")
-    return [f"production went back from {_named(now)} to {_named(goal)}; frozen until {issue} is closed", *done]
+    return [f"production went back from {_named(now)} to {_named(goal)}; {frozen_until}", *done]
 
 
 def _goal(past: list[Assignment], version: str | None) -> Assignment:
