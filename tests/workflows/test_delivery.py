@@ -306,8 +306,10 @@ def attested(world: World, digest: str, record: dict, identity: dict[str, str]) 
     folder = world.attestations / digest.removeprefix("sha256:")
     folder.mkdir()
     (folder / "1.json").write_text(json.dumps({"bundle": bundle}))
-    yield
-    shutil.rmtree(folder)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
 
 
 @executes(DELIVER, "staging", "production")
@@ -429,7 +431,7 @@ def test_a_model_that_does_not_come_out_again_is_refused(
 
     run = shop.run(DELIVER, event, again=good.run, only=("model",), given={"plan": {"base": before}})
 
-    refused(shop, images, settled, run, "the retrain gives other bytes", "determinism failed", job="model")
+    refused(shop, images, settled, run, "the retrain gives other bytes", "determinism", job="model")
 
 
 @executes(RELEASE, "release")

@@ -383,7 +383,7 @@ class World:
         succeeded with the outputs that they had, or that are `given` for them, and artifacts stay.
         """
         number = again.id if again else self.github.next_id()
-        attempt = again.record.attempt + 1 if again else 1
+        attempt = self.repository.runs[number].attempt + 1 if again else 1
         folder = self.folder / "runs" / f"{number}-{attempt}"
         if not only:
             shutil.rmtree(self.repository.artifacts_folder / str(number), ignore_errors=True)
