@@ -50,6 +50,25 @@ def test_a_promotion_that_runs_again_changes_nothing(world: World) -> None:
     assert (world.tags(), world.board.of("staging")) == (tags, board)
 
 
+def test_in_a_workflow_the_tag_names_the_actor_and_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"ACTIONS": "true", "ACTOR": "octocat", "SERVER_URL": "https://github.test", "RUN_ID": "77"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+
+    entry = promote.promote("production", world.delivered(1))
+
+    assert (entry.who, entry.run) == ("octocat", "https://github.test/octo/late/actions/runs/77")
+    tagger = git(world.origin, "for-each-ref", "--format=%(taggername)", f"refs/tags/{entry.tag}")
+    assert tagger == "github-actions[bot]"
+    text = git(world.origin, "for-each-ref", "--format=%(contents)", f"refs/tags/{entry.tag}")
+    assert text.splitlines()[2:] == [
+        f"Digest: {entry.digest}",
+        "How: delivered",
+        "Who: octocat",
+        "Run: https://github.test/octo/late/actions/runs/77",
+    ]
+
+
 def test_a_promotion_takes_less_than_two_seconds(world: World) -> None:
     digest = world.delivered(1)
     start = time.monotonic()

@@ -20,9 +20,8 @@ from typing import Any
 
 from ml import refs
 from ml.errors import SourceError, UserError
-from ml.operations import record, targets
+from ml.operations import publish, record, targets
 from ml.operations.github import GitHub, GoneError, NotFoundError
-from ml.operations.publish import BOT
 from ml.operations.record import Record
 from ml.operations.registry import MovedError, Registry
 from ml.review import sides
@@ -288,6 +287,7 @@ def _promote(desk: Desk, stage: str, digest: str, how: str) -> Assignment:
         # Read before it is asked whether production is frozen: a rollback that comes later takes the number.
         newest = current(stage)
         found = desk.verify(digest)
+        publish.fetch(found.commit)
         if newest is None or newest.digest != digest:
             if how == DELIVERED:
                 _refuse_late(desk, stage, newest, found)
@@ -313,21 +313,21 @@ def _refuse_late(desk: Desk, stage: str, newest: Assignment | None, found: Recor
 
 
 def _is_before(commit: str, newest: Assignment) -> bool:
-    if sides.commit(commit) is None:
-        refs.git("fetch", "--quiet", "--no-tags", "origin", commit, what=f"{commit[:10]} cannot be fetched")
     return not refs.git("merge-base", "--is-ancestor", commit, newest.commit, check=False).returncode
 
 
 def _assign(stage: str, newest: Assignment | None, digest: str, found: Record, how: str) -> bool:
     """Create the next GTO tag at origin; return False where another promotion has created it."""
-    if sides.commit(found.commit) is None:
-        refs.git("fetch", "--quiet", "--no-tags", "origin", found.commit, what=f"{found.commit[:10]} is nowhere")
     tag = f"model#{stage}#{newest.number + 1 if newest else 1}"
     # GTO orders by time, and clocks differ.
     seconds = max(int(time.time()), newest.seconds + 1 if newest else 0)
-    name, email = BOT if "GITHUB_ACTIONS" in os.environ else _identity()
-    head = f"object {found.commit}\ntype commit\ntag {tag}\ntagger {name} <{email}> {seconds} +0000\n"
-    told = {"Digest": digest, "How": how, "Who": os.environ.get("GITHUB_ACTOR", name), "Run": run_address()}
+    own = {"GIT_COMMITTER_DATE": f"@{seconds} +0000"}
+    if "GITHUB_ACTIONS" in os.environ:
+        own |= dict(zip(("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"), publish.BOT, strict=True))
+    tagger = refs.git("var", "GIT_COMMITTER_IDENT", what="git config user.name", env=own).stdout.decode().strip()
+    head = f"object {found.commit}\ntype commit\ntag {tag}\ntagger {tagger}\n"
+    who = os.environ.get("GITHUB_ACTOR", tagger.partition(" <")[0])
+    told = {"Digest": digest, "How": how, "Who": who, "Run": run_address()}
     lines = "".join(f"{key}: {' '.join(text.split())}\n" for key, text in told.items() if text)
     text = f"{head}\nAssign {stage} to {digest[:19]}\n\n{lines}"
     made = refs.git("mktag", input=text.encode()).stdout.decode().strip()
@@ -341,12 +341,6 @@ def _assign(stage: str, newest: Assignment | None, digest: str, found: Record, h
         kept = refs.git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}", check=False)
         return kept.stdout.decode().strip() == made
     return True
-
-
-def _identity() -> tuple[str, str]:
-    who = sides.git("var", "GIT_COMMITTER_IDENT").decode()
-    name, _, rest = who.partition(" <")
-    return name, rest.partition(">")[0]
 
 
 def run_address() -> str:

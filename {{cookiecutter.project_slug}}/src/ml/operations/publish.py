@@ -46,7 +46,7 @@ def commit_lock(number: int, *, dispatch: bool) -> str:
     with TemporaryDirectory(prefix="publish-") as scratch:
         if not bundle.download(github, number, bundle.ARTIFACT, Path(scratch), bundle.MOST):
             return "the run trained nothing that its commit lacks"
-        _fetch(run.head)
+        fetch(run.head)
         if sides.git("log", "-1", "--format=%s", run.head).decode().startswith(MARK):
             return f"{run.head[:10]} was committed here already and does not repeat: look at the report"
         found = bundle.checked(Path(scratch, bundle.ARTIFACT))
@@ -73,7 +73,7 @@ def store_of_main(number: int) -> str:
     with TemporaryDirectory(prefix="publish-") as scratch:
         if not bundle.download(github, number, bundle.ARTIFACT, Path(scratch), bundle.MOST):
             return "everything that the lock names is stored"
-        _fetch(run.head)
+        fetch(run.head)
         if (kept := sides.show(run.head, bundle.LOCK)) is None:
             return f"{run.head[:10]} has no {bundle.LOCK}: there is nothing to store for it"
         found = bundle.checked(Path(scratch, bundle.ARTIFACT))
@@ -110,7 +110,8 @@ def refuse_foreign(found: Bundle, head: str, tree: Path) -> None:
         raise SourceError(f"neither the bundle nor the storage has {len(lost)} of its objects, such as {min(lost)[:8]}")
 
 
-def _fetch(head: str) -> None:
+def fetch(head: str) -> None:
+    """Bring a commit of origin here, unless it is; raise SourceError where origin does not give it."""
     if sides.commit(head) is None:
         refs.git("fetch", "--quiet", "--no-tags", "origin", head, what=f"{head[:10]} cannot be fetched")
 

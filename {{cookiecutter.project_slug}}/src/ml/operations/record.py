@@ -5,7 +5,6 @@ The record is the attestation's predicate. The files that it names by hash lie b
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from datetime import date
@@ -17,7 +16,7 @@ from ruamel.yaml import YAML
 
 from ml.errors import SourceError, UserError
 from ml.objects import copy
-from ml.operations.registry import Registry
+from ml.operations.registry import Registry, digest_of
 from ml.pipeline.tables import write_bytes
 from ml.review import sides
 
@@ -110,7 +109,7 @@ def make(
         if not path.is_file():
             raise UserError(f"{path} ({name} of the record) is missing: the step that writes it has not run")
         copy(path, folder / name)
-    hashes = {name: _sha256(folder / name) for name in sorted(sources)}
+    hashes = {name: digest_of(folder / name).removeprefix("sha256:") for name in sorted(sources)}
     verdict, load = (json.loads((folder / name).read_bytes()) for name in (VERDICT, LOADTEST))
     gates = {result["gate"]: result["status"] for result in verdict["results"]}
     stopped = [f"{gate} {status}" for gate, status in gates.items() if status not in PASSED]
@@ -185,8 +184,3 @@ def _opened(registry: Registry, artifact: str) -> tuple[Record, dict[str, Any]] 
         return None
     hashes = {name: about["digest"].removeprefix("sha256:") for name, about in files.items() if name != NAME}
     return (record, files) if hashes == record.files else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

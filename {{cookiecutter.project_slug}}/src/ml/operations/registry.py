@@ -53,13 +53,17 @@ def sha256(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
+def digest_of(path: Path) -> str:
+    """Return the digest of a file as registries write it."""
+    with path.open("rb") as content:
+        return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+
+
 def described(path: Path, name: str) -> Descriptor:
     """Return the descriptor of a file under a name."""
-    with path.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
     kind = "application/json" if path.suffix == ".json" else "application/octet-stream"
-    size = path.stat().st_size
-    return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size, "annotations": {TITLE: name}}
+    about = {"mediaType": kind, "digest": digest_of(path), "size": path.stat().st_size}
+    return {**about, "annotations": {TITLE: name}}
 
 
 @dataclass
@@ -114,7 +118,8 @@ class Registry:
 
         The same files make the same artifact.
         """
-        subject = _descriptor(self._known(digest))
+        image = self._known(digest)
+        subject = {"mediaType": image.headers["Content-Type"], "digest": digest, "size": len(image.content)}
         layers = [described(path, name) for name, path in sorted(files.items())]
         for layer in layers:
             self._upload(layer["digest"], files[layer["annotations"][TITLE]])
@@ -297,11 +302,6 @@ def kept_login(host: str) -> tuple[str, str] | None:
 
 def _basic(login: tuple[str, str]) -> str:
     return f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
-
-
-def _descriptor(answer: requests.Response) -> Descriptor:
-    kind = answer.headers["Content-Type"]
-    return {"mediaType": kind, "digest": sha256(answer.content), "size": len(answer.content)}
 
 
 def _json(answer: requests.Response) -> dict[str, Any]:
