@@ -84,12 +84,16 @@ def test_whatever_is_killed_between_the_next_run_agrees(
     stage = Stage(world)
     kills = endings = 0
     for round_of in range(seed, seed + 10):
+        before = len(promote.history("production"))
         story = stage.play(random.Random(round_of))
 
         assert stage.sound(), story
         newest = promote.current("production")
         assert stage.registry.resolve("production") == newest.digest, story
         assert newest.tag in [tag for tag, _ in world.board.of("production")], story
+        hows = [entry.how.partition(" from ")[0] for entry in promote.history("production")[before:]]
+        # The incident is open since the rollback: no delivery comes after it.
+        assert "delivered" not in hows[hows.index("rolled back") :] if "rolled back" in hows else True, story
         kills += sum("killed at" in line for line in story)
         endings += sum(" done " in line for line in story)
     # So that a scheduler that lets nothing happen is noticed.
