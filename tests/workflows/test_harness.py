@@ -367,6 +367,18 @@ def test_a_run_again_has_the_same_number_and_new_artifacts(world: World, failed:
     assert (cancelled.record.conclusion, set(cancelled.jobs.values())) == ("cancelled", {"cancelled"})
 
 
+def test_some_jobs_of_a_run_are_run_again_with_what_the_others_said(world: World, failed: Run) -> None:
+    alone = world.run("checks.yml", failed.event, again=failed, only=("receive",))
+    given = world.run("checks.yml", failed.event, again=failed, only=("receive",), given={"build": {"number": "9"}})
+
+    assert alone.jobs == {"build": "success", "receive": "failure"}
+    assert given.jobs == {"build": "success", "receive": "success"}
+    assert "number is 3" in alone.log("receive")
+    assert "number is 9" in given.log("receive")
+    assert (alone.id, given.id, given.record.attempt - alone.record.attempt) == (failed.id, failed.id, 1)
+    assert given.artifacts == ["plain", "some"]
+
+
 def test_the_api_knows_the_jobs_of_a_run(world: World, failed: Run) -> None:
     where = f"/repos/{world.repository.name}/actions/runs/{failed.id}"
 
@@ -442,6 +454,70 @@ def test_a_comment_that_is_too_long_is_refused(world: World, smaller: PullReques
     status, said, _ = ask(world.github, where, world.owner.token, {"body": "x" * 65_537})
 
     assert (status, said["message"]) == (422, "Validation Failed")
+
+
+def test_a_deployment_that_succeeds_makes_the_older_one_inactive(opened: World) -> None:
+    github, where = opened.github, f"/repos/{opened.repository.name}/deployments"
+    writer = github.token("octocat", {"deployments": "write"}, opened.repository.name)
+    body = {"ref": "main", "environment": "production", "task": "promote", "payload": {"a": 1}}
+
+    made = [ask(github, where, writer, body)[1]["id"] for _ in range(2)]
+    for number in made:
+        assert ask(github, f"{where}/{number}/statuses", writer, {"state": "success"})[0] == 201
+
+    listed = ask(github, f"{where}?environment=production&task=promote", writer)[1]
+    assert [(one["id"], one["payload"]) for one in listed] == [(number, {"a": 1}) for number in reversed(made)]
+    states = [ask(github, f"{where}/{number}/statuses", writer)[1][0]["state"] for number in made]
+    assert states == ["inactive", "success"]
+    assert ask(github, f"{where}?environment=staging", writer)[1] == []
+    assert ask(github, f"{where}/{made[0]}/statuses", writer, {"state": "fine"})[0] == 422
+    assert ask(github, where, github.token("grace", {"deployments": "read"}), body)[0] == 403
+
+
+def test_issues_are_found_by_label_and_state(opened: World) -> None:
+    github, where = opened.github, f"/repos/{opened.repository.name}/issues"
+    writer = github.token("octocat", {"issues": "write"}, opened.repository.name)
+    made = [ask(github, where, writer, {"title": name, "labels": [name]})[1]["number"] for name in ("a", "b")]
+    pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
+
+    assert len({*made, pull.number}) == 3
+    assert [one["number"] for one in ask(github, f"{where}?labels=b&state=open", writer)[1]] == [made[1]]
+    assert ask(github, f"{where}/{made[1]}", writer, {"state": "closed"}, method="PATCH")[1]["state"] == "closed"
+    assert ask(github, f"{where}?labels=b&state=open", writer)[1] == []
+    listed = {one["number"]: "pull_request" in one for one in ask(github, f"{where}?state=all", writer)[1]}
+    assert listed == {made[0]: False, made[1]: False, pull.number: True}
+
+
+def test_a_release_is_seen_once_it_is_published_and_takes_each_file_once(opened: World) -> None:
+    github, where = opened.github, f"/repos/{opened.repository.name}/releases"
+    writer = github.token("octocat", {"contents": "write"}, opened.repository.name)
+    opened.owner.git("tag", "--annotate", "--message", "First", "v1")
+    opened.owner.git("push", "--quiet", "--no-verify", "origin", "v1")
+    pull = opened.pull_request(opened.change({"number.txt": "3\n"}, "Be smaller"))
+    opened.merge(pull)
+    asked = {"tag_name": "v2", "target_commitish": "main", "previous_tag_name": "v1"}
+    assert "be-smaller" in ask(github, f"{where}/generate-notes", writer, asked)[1]["body"]
+
+    draft = ask(github, where, writer, {"tag_name": "v1", "name": "One", "draft": True})[1]
+
+    address = f"{draft['upload_url'].partition('{')[0]}?name=a.txt"
+    assert ask(github, address, writer, {"any": 1})[0] == 201
+    assert ask(github, address, writer, {"any": 1})[0] == 422
+    assert ask(github, address, None, {"any": 1})[0] == 403
+    assert ask(github, where)[1] == []
+    assert ask(github, f"{where}/{draft['id']}", writer, {"draft": False}, method="PATCH")[0] == 200
+    (seen,) = ask(github, where)[1]
+    assert [file["name"] for file in seen["assets"]] == ["a.txt"]
+
+
+def test_an_attestation_needs_its_right_and_a_plan_that_has_it(opened: World) -> None:
+    github, where = opened.github, f"/repos/{opened.repository.name}/attestations"
+    writer = github.token("octocat", {"attestations": "write"}, opened.repository.name)
+
+    assert ask(github, where, writer, {"bundle": {}})[0] == 201
+    assert ask(github, where, github.token("grace", {"contents": "write"}), {"bundle": {}})[0] == 403
+    opened.repository.private = True
+    assert ask(github, where, writer, {"bundle": {}})[0] == 403
 
 
 def test_settings_and_rulesets_are_kept_for_who_may_administer(opened: World) -> None:
