@@ -362,6 +362,27 @@ def test_where_the_api_denies_the_reviews_nobody_approved_and_the_run_goes_on(
     )
 
 
+def test_what_was_approved_on_the_pull_request_counts_for_the_push_that_merged_it(
+    reviewed: Callable[..., str], hub: Hub
+) -> None:
+    before = git(Path.cwd(), "rev-parse", "HEAD").strip()
+    written(Path(".github/CODEOWNERS"), b"* @mallory\n")
+    git(Path.cwd(), "commit", "--quiet", "-am", "change")
+    merged = git(Path.cwd(), "rev-parse", "HEAD").strip()
+    git(Path.cwd(), "update-ref", "refs/remotes/origin/main", "HEAD")
+    told = {"before": before, "after": merged}
+    about = {"number": 12, "base": {"ref": "main"}, "head": {"sha": HEAD}, "user": {"login": "author"}}
+    hub.on("GET pulls/12/reviews", [review("owner"), review("mallory")])
+
+    hub.on(f"GET commits/{merged}/pulls", [about | {"merged_at": "2026-01-01", "merge_commit_sha": merged}])
+    assert ci.approver(told) == "owner"
+    assert ci.approver(told | {"before": ci.NOTHING}) == ""
+    hub.on(f"GET commits/{merged}/pulls", [about | {"merged_at": None, "merge_commit_sha": merged}])
+    assert ci.approver(told) == ""
+    hub.on(f"GET commits/{merged}/pulls", (403, {}, {"message": "no"}))
+    assert ci.approver(told) == ""
+
+
 def test_without_a_pull_request_nobody_is_asked(hub: Hub) -> None:
     assert ci.approver({"merge_group": {"base_sha": HEAD}}) == ""
     assert hub.calls == []

@@ -150,6 +150,36 @@ def test_a_forged_output_of_an_earlier_stage_is_seen_by_full_alone(project: Path
     assert "data/split/holdout.parquet" in result()["differ"]
 
 
+@pytest.fixture
+def scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `plots` be the stage that scores, since this project has no `evaluate`."""
+    monkeypatch.setattr(reproduce, "SCORING", "plots")
+
+
+@pytest.mark.usefixtures("scoring")
+def test_scoring_again_claims_no_retrain(project: Path) -> None:
+    reproduce.RESULT.parent.mkdir(parents=True, exist_ok=True)
+    reproduce.RESULT.write_text("{}")
+
+    assert "was not trained again" in reproduce.rescore()
+    assert not reproduce.RESULT.exists()
+
+
+@pytest.mark.usefixtures("scoring")
+def test_a_report_that_the_locked_model_does_not_give_is_refused(project: Path) -> None:
+    (project / "reports/plots/a").unlink()
+    (project / "reports/plots/a").write_text("better")
+    run(project, "dvc", "commit", "--quiet", "--force", "plots")
+
+    with pytest.raises(UserError, match="the locked model does not give the locked reports/plots: run make pipeline"):
+        reproduce.rescore()
+
+
+def test_a_pipeline_without_a_stage_that_scores_is_named(project: Path) -> None:
+    with pytest.raises(UserError, match=r"dvc\.yaml has no stage 'evaluate': name so the one that scores"):
+        reproduce.rescore()
+
+
 @pytest.mark.usefixtures("unscored")
 def test_a_stage_that_writes_nothing_does_not_pass_with_the_committed_report(project: Path) -> None:
     edit(project / "dvc.yaml", " && echo 2 > reports/rows.json", "")
