@@ -25,6 +25,7 @@ class Stage:
         self.good = [world.delivered(3, f"good {number}") for number in range(5)]
         self.forged = [world.made(3, f"forged {number}")[0] for number in range(2)]
         self.registry = world.registry
+        self.seen: set[str] = set()
         self.clones = 0
         for digest in self.good[:2]:
             promote.run("production", digest)
@@ -44,8 +45,12 @@ class Stage:
             issue["state"] = "closed"
 
     def sound(self) -> bool:
-        """Return whether the registry's tag leads to an image that deliver.yml has attested."""
-        return self.registry.resolve("production") in self.good
+        """Return whether no GTO tag has changed, and the registry's tag leads to an image that deliver.yml attested."""
+        listed = {
+            *git(self.world.origin, "for-each-ref", "--format=%(refname) %(objectname)", "refs/tags").splitlines()
+        }
+        kept, self.seen = self.seen <= listed, listed
+        return kept and self.registry.resolve("production") in self.good
 
     def play(self, chance: random.Random) -> list[str]:
         """Let two or three run at once, some killed, then one to its end; return what happened."""
@@ -57,13 +62,14 @@ class Stage:
         doomed = {id(actor): chance.randrange(14) for actor in actors if chance.random() < 0.6}
         while alive := [actor for actor in actors if actor.state == "at"]:
             actor = chance.choice(alive)
+            does = actor.told
             doomed[id(actor)] = doomed.get(id(actor), 10_000) - 1
             if doomed[id(actor)] < 0:
                 story.append(f"{actor.words[0]} killed at {actor.told}")
                 actor.kill(chance if chance.random() < 0.5 else None)
             else:
                 actor.step()
-            assert self.sound(), story
+            assert not does.startswith(("PUT", "git push")) or self.sound(), story
         for actor in actors:
             story.append(f"{actor.words[0]} {actor.state} {actor.told if actor.state == 'refused' else ''}")
             if actor.words[-1] in self.forged:
