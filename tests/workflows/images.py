@@ -109,7 +109,13 @@ def serving(folder: Path, path: str) -> Iterator[Images]:
         yield images
     finally:
         images.stop()
-        words = [require("docker"), "images", "--format={{.Repository}}:{{.Tag}}", images.name]
-        listed = subprocess.run(words, capture_output=True, text=True, check=False)
-        for tag in listed.stdout.split():
-            subprocess.run([require("docker"), "rmi", "--force", tag], capture_output=True, check=False)
+        forget(images.port)
+
+
+def forget(port: int) -> None:
+    """Let the engine forget the names that images have in a registry; their layers may have others."""
+    shown = "--format={{.Repository}}:{{.Tag}} {{.Repository}}@{{.Digest}}"
+    words = [require("docker"), "images", "--digests", shown, f"--filter=reference=127.0.0.1:{port}/*/*"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
+    for name in {name for name in listed if "<none>" not in name}:
+        subprocess.run([require("docker"), "rmi", name], capture_output=True, check=False)

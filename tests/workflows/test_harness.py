@@ -214,6 +214,18 @@ def test_dispatches_and_merge_groups_run_on_their_own_ref(world: World, smaller:
     assert in_queue.log("tell") == f"event=merge_group ref={queued.ref} sha={merged} head={merged}\n"
 
 
+def test_a_tag_is_checked_out_with_all_of_the_repository_and_stays_annotated(opened: World) -> None:
+    opened.change({"number.txt": "8\n"}, "Be larger")
+    opened.owner.git("tag", "--annotate", "--message", "Second", "v2", "main")
+    opened.owner.git("push", "--quiet", "--no-verify", "origin", "v2")
+
+    run = opened.run("tagged.yml", opened.push("refs/tags/v2"))
+
+    main = opened.repository.resolve("main")
+    assert run.jobs == {"tell": "success"}, run.faults
+    assert f"ref=refs/tags/v2 head={main} tag=tag branches=2" in run.log("tell")
+
+
 def test_the_token_of_a_job_may_do_what_its_job_grants(world: World, smaller: PullRequest) -> None:
     run = world.run("rights.yml", smaller.event())
 

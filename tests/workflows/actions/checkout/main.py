@@ -59,8 +59,8 @@ def fetch(ref: str, own: bool) -> None:
     kept = f"refs/remotes/origin/{branch}" if branch else full.replace("refs/pull/", "refs/remotes/pull/", 1)
     wanted = [f"+{commit or full}:{kept}" if kept.startswith("refs/") else f"{commit or full}"]
     if depth == 0:
-        # git takes no two sources for one ref, and the branch is among all of them.
-        wanted = [commit] if branch and commit else [] if branch else wanted
+        # git takes no two sources for one ref, and branches and tags are among all of them.
+        wanted = [commit] if branch and commit else [] if branch or full.startswith("refs/tags/") else wanted
         wanted += ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
     tags = ["--tags"] if true("fetch-tags") else ["--no-tags"]
     limits = [f"--depth={depth}"] if depth else []
