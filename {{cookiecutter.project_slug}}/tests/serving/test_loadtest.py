@@ -169,6 +169,15 @@ class Loaded:
         yield {"candidate": str(self.starts), "baseline": str(self.starts)}
 
 
+def test_what_is_turned_off_leaves_a_result_that_says_so(project: Path) -> None:
+    loadtest.skip(project)
+
+    told = json.loads((project / loadtest.RESULT).read_text())
+    assert (told["status"], told["sentence"]) == ("skipped", "turned off in params.yaml")
+    assert told["model"] == Scorer(project / build.MODEL).digest
+    assert json.loads((project / loadtest.FOLDER / "rounds.json").read_text()) == {}
+
+
 def test_each_start_has_a_warm_up_and_then_pairs_of_random_order() -> None:
     load = Loaded()
 

@@ -281,6 +281,15 @@ def run(
     return found["sentence"]
 
 
+def skip(root: Path) -> None:
+    """Write that nothing was measured, in the place of an older result."""
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    build.write_json(folder / "rounds.json", {})
+    told = {"status": "skipped", "sentence": "turned off in params.yaml"}
+    build.write_json(root / RESULT, {"model": Scorer(root / build.MODEL).digest, **told})
+
+
 def write(
     root: Path,
     found: dict[str, Any],
