@@ -418,7 +418,6 @@ class Bench:
             pull = world.pull_request(world.change({"README.md": "# Late?\n"}, "Ask"))
             few = world.run("pull-request.yml", pull.event())
         bare = project.copy(self.scratch / "bare" / "bench").forget()
-        bare.commit("Begin anew")
         with World.open(self.scratch / "unknown", bare) as world:
             all_of_it = world.run("pull-request.yml", world.push())
         took = [sum(job.seconds for job in run.found.values()) for run in (few, all_of_it)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cookiecutter.main import cookiecutter
 
-pytest_plugins = ["real"]
+pytest_plugins = ["real", "scenes"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = "{{cookiecutter.project_slug}}"
@@ -29,6 +29,7 @@ DEFAULTS = {
 # The longest, so that no worker is left with one of them at the end.
 FIRST = (
     "test_scenarios.py",
+    "test_outsiders.py",
     "test_sabotage.py",
     "test_docs.py",
     "test_tasks.py",
