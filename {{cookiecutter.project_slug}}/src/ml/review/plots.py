@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from sklearn import metrics as sk
 
 from ml.review.report import by_loss, clean, figure, objective
 from ml.review.verdict import Bin, Verdict
@@ -145,6 +144,21 @@ def _thin(*sides: np.ndarray) -> list[np.ndarray]:
     return [side[at] for side in sides]
 
 
+def curves(truth: np.ndarray, score: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the points of both curves, x and y, from the largest score (n,) to the smallest; equal scores are one."""
+    # Not scikit-learn's, whose import takes longer than all drawings.
+    falling = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.diff(score[falling], append=-np.inf))
+    hits, taken = np.cumsum(truth[falling])[last], last + 1
+    positives = hits[-1]
+    with np.errstate(invalid="ignore"):
+        true_positive, false_positive = hits / positives, (taken - hits) / (len(truth) - positives)
+    return {
+        "roc": (np.append(0, false_positive), np.append(0, true_positive)),
+        "precision_recall": (np.append(0, true_positive), np.append(1, hits / taken)),
+    }
+
+
 def _worth(verdict: Verdict, metric: str, model: str) -> str:
     found = next((m for m in verdict.metrics if m.name == metric), None)
     interval = found and (found.candidate if model == THIS else found.production)
@@ -155,7 +169,7 @@ def _roc(verdict: Verdict, truth: np.ndarray, models: list[Any]) -> tuple[Figure
     image, axes = _axes("ROC", "false positive rate", "true positive rate")
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=":")
     for score, colour, label in reversed(models):
-        _line(axes, *_thin(*sk.roc_curve(truth, score)[:2]), colour, _worth(verdict, "roc_auc", label))
+        _line(axes, *_thin(*curves(truth, score)["roc"]), colour, _worth(verdict, "roc_auc", label))
     axes.legend(loc="lower right", reverse=True, title="area", alignment="left")
     return image, "ROC curve: true positive rate by false positive rate."
 
@@ -164,8 +178,8 @@ def _precision_recall(verdict: Verdict, truth: np.ndarray, models: list[Any]) ->
     image, axes = _axes("Precision and recall", "recall", "precision")
     axes.axhline(np.mean(truth), color=SOFT, linewidth=0.8, linestyle=":")
     for score, colour, label in reversed(models):
-        precision, recall, _ = sk.precision_recall_curve(truth, score)
-        _line(axes, *_thin(recall, precision), colour, _worth(verdict, "average_precision", label))
+        points = _thin(*curves(truth, score)["precision_recall"])
+        _line(axes, *points, colour, _worth(verdict, "average_precision", label))
     axes.set_ylim(0, 1.02)
     axes.legend(loc="upper right", reverse=True)
     return image, "Precision by recall; the dotted line is the share of positive rows."
@@ -207,7 +221,7 @@ def _confusion(truth: np.ndarray, labels: list[np.ndarray], classes: list[Any]) 
     grid = (1, len(labels)) if size == 2 else (len(labels), 1)
     panels = image.subplots(*grid, squeeze=False).ravel()
     for axes, label, (title, colour) in zip(panels, labels, ((THIS, NEW), (BEFORE, OLD)), strict=False):
-        counts = sk.confusion_matrix(truth, label, labels=classes)
+        counts = np.array([[np.sum((truth == was) & (label == said)) for said in classes] for was in classes])
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         for (row, column), share in np.ndenumerate(shares):
             axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, color=colour, alpha=0.06 + 0.5 * share))
