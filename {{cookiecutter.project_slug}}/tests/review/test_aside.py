@@ -10,7 +10,7 @@ import pytest
 import verdicts
 
 from ml.errors import UserError
-from ml.review import aside, plots
+from ml.review import aside, groups, plots
 
 
 def test_the_second_process_looks_at_the_lock_of_this_folder_and_draws_the_same(tiny_project: Path) -> None:
@@ -24,6 +24,22 @@ def test_the_second_process_looks_at_the_lock_of_this_folder_and_draws_the_same(
 
     assert [problem.what for problem in found] == ["dvc.lock does not exist"]
     assert drawings == plots.draw(*drawn)
+
+
+def test_the_second_process_compares_groups_as_this_one_does(tiny_project: Path) -> None:
+    truth, decided = np.array([0, 1] * 50), np.array([0, 0, 1, 1] * 25)
+    words = "binary", truth, decided, {"side": np.array(["left"] * 60 + ["right"] * 40, dtype=object)}, 50
+
+    with aside.second_process() as other:
+        found = other.start_groups(*words)()
+
+    assert found == groups.figures(*words)
+    assert [(group.value, group.rows, group.judged) for group in found] == [("left", 60, True), ("right", 40, False)]
+    assert found[0].figures == {"selection_rate": 0.5, "true_positive_rate": 0.5, "false_positive_rate": 0.5}
+
+
+def test_without_attributes_there_are_no_groups() -> None:
+    assert groups.figures("binary", np.zeros(2), np.zeros(2), {}, 1) == []
 
 
 def test_what_the_lock_cannot_say_is_still_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

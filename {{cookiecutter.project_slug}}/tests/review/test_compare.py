@@ -115,7 +115,7 @@ def test_of_one_class_alone_there_is_no_ranking(task: str, settings: Callable[..
 
 def test_one_metric_alone_is_the_same_as_among_the_others(params: Params) -> None:
     truth, score = drawn(params.task, 1, 50, 9)
-    weights = next(compare.weights(50, 10, 0))
+    weights = compare.weights(50, range(10), 0)
     whole = compare.measure(params, CONTRACTS[params.task], truth, score)(weights)
 
     for name in METRICS[params.task]:
@@ -124,30 +124,42 @@ def test_one_metric_alone_is_the_same_as_among_the_others(params: Params) -> Non
         np.testing.assert_array_equal(alone[name], whole[name])
 
 
+def counted(rows: int, resamples: int, seed: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Return the weights that a bootstrap gave its measure, and the shapes in which it gave them."""
+    shapes: list[tuple[int, int]] = []
+
+    def weights(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        shapes.append(drawn.shape)
+        return {"weights": drawn}
+
+    return compare.bootstrap({"it": weights}, rows, resamples, seed)["it"]["weights"], shapes
+
+
+@pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("cells", [1, 100, 350, 10_000], ids=lambda cells: f"{cells} cells")
-def test_the_draws_follow_from_the_seed_and_not_from_the_size_of_a_chunk(
-    cells: int, monkeypatch: pytest.MonkeyPatch
+def test_the_draws_follow_from_the_seed_and_not_from_the_size_of_a_chunk_or_the_machine(
+    cells: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = np.concatenate(list(compare.weights(50, 23, seed=4)))
+    wanted = compare.weights(50, range(23), seed=4)
 
     monkeypatch.setattr(compare, "CELLS", cells)
-    chunks = list(compare.weights(50, 23, seed=4))
+    monkeypatch.setattr(compare, "THREADS", threads)
+    found, shapes = counted(50, 23, seed=4)
 
-    np.testing.assert_array_equal(np.concatenate(chunks), wanted)
-    assert all(chunk.size <= max(cells, 50) for chunk in chunks)
+    np.testing.assert_array_equal(found, wanted)
+    assert all(rows * resamples <= max(cells, 50) for resamples, rows in shapes)
     assert (wanted.sum(axis=1) == 50).all()
-    assert not np.array_equal(wanted, np.concatenate(list(compare.weights(50, 23, seed=5))))
+    assert not np.array_equal(wanted, compare.weights(50, range(23), seed=5))
     assert len(np.unique(wanted, axis=0)) == 23
 
 
 def test_a_bootstrap_holds_no_more_weights_than_a_chunk_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "CELLS", 1000)
-    seen = []
 
-    found = compare.bootstrap({"a": lambda w: seen.append(w.shape) or {"n": w.sum(axis=1)}}, 90, 40, seed=0)
+    found, shapes = counted(90, 40, seed=0)
 
-    assert seen == [(11, 90)] * 3 + [(7, 90)]
-    assert found["a"]["n"].tolist() == [90.0] * 40
+    assert sorted(shapes) == [(7, 90)] + [(11, 90)] * 3
+    assert found.sum(axis=1).tolist() == [90.0] * 40
 
 
 def test_two_equal_models_differ_by_nothing_in_every_draw(params: Params) -> None:
@@ -221,7 +233,7 @@ def test_a_part_is_measured_by_the_draws_of_its_own_rows(params: Params) -> None
     truth, score = drawn(params.task, 6, 90, 7)
     places = np.flatnonzero(np.arange(90) % 3 == 1)
     contract = CONTRACTS[params.task]
-    drawn_weights = next(compare.weights(90, 5, 0))
+    drawn_weights = compare.weights(90, range(5), 0)
 
     found = compare.within(compare.measure(params, contract, truth[places], score[places]), places)(drawn_weights)
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
+from sklearn import metrics as sk
 
 from ml.errors import UserError
 from ml.review import plots, report
@@ -380,6 +381,22 @@ def test_curves_have_at_most_500_points() -> None:
 
     longest = max(path.count("L ") for path in re.findall(r' d="([^"]+)"', drawn["roc"] + drawn["precision_recall"]))
     assert 100 < longest <= 500
+
+
+@pytest.mark.parametrize("digits", [1, 9], ids=["with ties", "without"])
+def test_curves_are_those_of_scikit_learn(digits: int) -> None:
+    random = np.random.default_rng(1)
+    truth = random.integers(0, 2, 500)
+    score = np.round(random.uniform(size=500), digits)
+
+    found = plots.curves(truth, score)
+
+    roc = sk.roc_curve(truth, score, drop_intermediate=False)[:2]
+    precision, recall, _ = sk.precision_recall_curve(truth, score)
+    for (x, y), (wanted_x, wanted_y) in ((found["roc"], roc), (found["precision_recall"], (recall, precision))):
+        order = slice(None) if wanted_x[0] == 0 else slice(None, None, -1)
+        np.testing.assert_allclose(x, wanted_x[order])
+        np.testing.assert_allclose(y, wanted_y[order])
 
 
 @pytest.mark.parametrize("compared", [True, False], ids=["compared", "first"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn import metrics as sk
 
 from ml.errors import ParamsError
 from ml.pipeline import export, metrics, schema, split
@@ -82,6 +81,8 @@ def values(rows: pd.DataFrame, expression: str, where: str) -> pd.Series:
 
 def binary_plots(truth: np.ndarray, score: np.ndarray, at: float, bins: int) -> dict[str, pd.DataFrame]:
     """Return the curves of a binary task, at most 500 points each."""
+    from sklearn import metrics as sk
+
     false_positive, true_positive, _ = sk.roc_curve(truth, score)
     precision, recall, _ = sk.precision_recall_curve(truth, score)
     decision = score >= at

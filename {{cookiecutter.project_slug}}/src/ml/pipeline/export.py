@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pandas as pd
-from skl2onnx import to_onnx
-from skl2onnx.common.data_types import FloatTensorType, StringTensorType
-from sklearn.base import BaseEstimator, is_classifier
-from sklearn.pipeline import Pipeline
 
 from ml.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx
+    from sklearn.base import BaseEstimator
+    from sklearn.pipeline import Pipeline
 
 ABSOLUTE, RELATIVE = 1e-5, 1e-5
 REMEDY = (
@@ -61,6 +61,11 @@ def _round_thresholds(estimator: BaseEstimator) -> None:
 
 
 def _convert(step: BaseEstimator, sample: pd.DataFrame) -> onnx.ModelProto:
+    # Here, since what only scores need not wait for scikit-learn.
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+    from sklearn.base import is_classifier
+
     types = [
         (name, StringTensorType([None, 1]) if sample[name].dtype == object else FloatTensorType([None, 1]))
         for name in sample
@@ -71,7 +76,7 @@ def _convert(step: BaseEstimator, sample: pd.DataFrame) -> onnx.ModelProto:
 
 
 def _last(step: BaseEstimator) -> BaseEstimator:
-    return step[-1] if isinstance(step, Pipeline) else step
+    return step[-1] if hasattr(step, "steps") else step
 
 
 def _renamed(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
@@ -96,7 +101,7 @@ def _first_failing(pipeline: Pipeline, sample: pd.DataFrame) -> str:
 
 
 def _described(transformer: BaseEstimator) -> str:
-    steps = [step for _, step in transformer.steps] if isinstance(transformer, Pipeline) else [transformer]
+    steps = [step for _, step in getattr(transformer, "steps", [("", transformer)])]
     return " → ".join(type(step).__name__ for step in steps)
 
 
@@ -124,7 +129,8 @@ def scores(runtime: onnxruntime.InferenceSession, inputs: pd.DataFrame, chunk: i
 
 def expected(pipeline: Pipeline, inputs: pd.DataFrame) -> np.ndarray:
     """Return what scikit-learn answers, in the shape of `scores`."""
-    return pipeline.predict_proba(inputs) if is_classifier(pipeline) else np.ravel(pipeline.predict(inputs))
+    classifies = hasattr(pipeline, "predict_proba")
+    return pipeline.predict_proba(inputs) if classifies else np.ravel(pipeline.predict(inputs))
 
 
 def disagreement(actual: np.ndarray, wanted: np.ndarray) -> tuple[int, float]:

@@ -6,14 +6,15 @@ converted to ONNX and served, so each transformer must have an ONNX form; traini
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-from sklearn.compose import ColumnTransformer
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from ml.pipeline.schema import Request
+
+if TYPE_CHECKING:
+    from sklearn.compose import ColumnTransformer
 
 
 def names() -> tuple[list[str], list[str]]:
@@ -35,6 +36,12 @@ def transformer(family: str) -> ColumnTransformer:
     `boosting` takes missing numbers as they are, `forest` needs them filled, `linear` (and any other estimator)
     also one column a category and numbers of one scale. Unknown categories become -1, or zeros in every column.
     """
+    # Here, since what only scores need not wait for scikit-learn.
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+
     text, numbers = names()
     ordinal = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
     columns = {

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn import metrics as sk
 
 from ml.errors import UserError
 from ml.pipeline.params import Costs, Params
@@ -60,6 +59,8 @@ def binary(truth: np.ndarray, score: np.ndarray, at: float, costs: Costs, bins: 
     `average_precision_skill` is (AP - base rate) / (1 - base rate): 0 for a constant score, 1 for a perfect one,
     and comparable between months with different base rates.
     """
+    from sklearn import metrics as sk
+
     decision = score >= at
     base = float(np.mean(truth))
     average = float(sk.average_precision_score(truth, score))
@@ -84,6 +85,8 @@ def binary(truth: np.ndarray, score: np.ndarray, at: float, costs: Costs, bins: 
 
 def multiclass(truth: np.ndarray, score: np.ndarray, classes: list[str], bins: int) -> dict[str, float]:
     """Return the metrics of probabilities (n, classes); `log_loss_skill` is 1 - log loss / that of the base rates."""
+    from sklearn import metrics as sk
+
     if strange := sorted(set(truth) - set(classes)):
         raise UserError(f"the class {strange[0]} is judged but was not learned; list more data.periods or drop it")
     score = score / score.sum(axis=1, keepdims=True)
@@ -112,6 +115,8 @@ def multiclass(truth: np.ndarray, score: np.ndarray, classes: list[str], bins: i
 
 def regression(truth: np.ndarray, value: np.ndarray) -> dict[str, float]:
     """Return the metrics of values (n,), in the target's unit; `bias` is the mean of prediction minus truth."""
+    from sklearn import metrics as sk
+
     return {
         "rows": len(truth),
         "mean_absolute_error": float(sk.mean_absolute_error(truth, value)),

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ml.pipeline import export, features, metrics, split
-from ml.pipeline.estimators import pipeline as unfitted
 from ml.pipeline.params import Params
 from ml.pipeline.tables import read_output, rounded, write_json
 from ml.pipeline.train import contract, fit, refuse_one_class, target
@@ -36,6 +35,8 @@ def spread(figures: list[dict[str, float]]) -> dict[str, Any]:
 
 def run(params: Params) -> None:
     """Write what the holdout's metrics and decisions are under other seeds; the converter is not asked."""
+    from ml.pipeline.estimators import pipeline as unfitted
+
     train, holdout = read_output(split.TRAIN), read_output(split.HOLDOUT)
     truth, holdout_truth = target(train, params), target(holdout, params)
     refuse_one_class(truth, "train", params.task)

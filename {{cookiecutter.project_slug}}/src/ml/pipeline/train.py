@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.pipeline import Pipeline
 
 from ml.errors import UserError
 from ml.pipeline import export, metrics, schema, split, tracking
 from ml.pipeline.contract import request_fields
-from ml.pipeline.estimators import pipeline as unfitted
 from ml.pipeline.features import inputs
 from ml.pipeline.params import METRICS, Params
 from ml.pipeline.tables import read_output, rounded, write_bytes, write_parquet
 from ml.progress import steps
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 MODEL = Path("models/model.onnx")
 EXPECTED = Path("reports/train/expected.parquet")
@@ -98,6 +99,8 @@ def run(params: Params) -> None:
 
     Raises ExportError for a model that cannot be served as it was fitted, TrackingError when only the record failed.
     """
+    from ml.pipeline.estimators import pipeline as unfitted
+
     train, holdout = read_output(split.TRAIN), read_output(split.HOLDOUT)
     truth, holdout_truth = target(train, params), target(holdout, params)
     refuse_one_class(truth, "train", params.task)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -14,10 +16,11 @@ from ml.errors import UserError
 
 if TYPE_CHECKING:
     from ml.review.lock import Problem
+    from ml.review.verdict import Group
 
 
 class Aside:
-    """What another process does meanwhile, in this order: look at the lock, get ready to draw, draw."""
+    """What another process does meanwhile: look at the lock, get ready to draw, compare groups, draw."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
@@ -28,6 +31,11 @@ class Aside:
         """Return what keeps the lock of this folder from being current; raise UserError as `lock.problems` does."""
         return _result(self.looked)
 
+    def start_groups(self, *words: Any) -> Callable[[], list[Group]]:
+        """Return what gives, once it is there, what `groups.figures` gives."""
+        started = self.executor.submit(_groups, words)
+        return lambda: _result(started)
+
     def draw(self, *words: Any) -> dict[str, str]:
         """Return what `plots.draw` gives."""
         return _result(self.executor.submit(_draw, words))
@@ -37,7 +45,7 @@ class Aside:
 def second_process() -> Iterator[Aside]:
     """Yield a process that ends with the block."""
     # A fork would copy the threads of ONNX Runtime half.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_leave_interrupts) as executor:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin) as executor:
         yield Aside(executor)
 
 
@@ -48,9 +56,11 @@ def _result(future: Future[Any]) -> Any:
         raise UserError("the review's second process was ended from outside, perhaps for want of memory") from None
 
 
-def _leave_interrupts() -> None:
+def _begin() -> None:
     # Ctrl-C reaches both; the first one ends the second.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Taking all that was imported apart again would keep the first one waiting for half a second.
+    atexit.register(os._exit, 0)
 
 
 def _problems() -> list[Problem]:
@@ -61,6 +71,12 @@ def _problems() -> list[Problem]:
 
 def _get_ready() -> None:
     import ml.review.plots  # noqa: F401
+
+
+def _groups(words: tuple[Any, ...]) -> list[Group]:
+    from ml.review import groups
+
+    return groups.figures(*words)
 
 
 def _draw(words: tuple[Any, ...]) -> dict[str, str]:

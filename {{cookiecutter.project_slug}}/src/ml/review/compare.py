@@ -6,11 +6,13 @@ With weights of one it gives what `ml.pipeline.metrics` gives (a test holds the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ml.pipeline import metrics
 from ml.pipeline.params import METRICS, Costs, Params
@@ -18,17 +20,15 @@ from ml.review.verdict import Interval
 
 Measure = Callable[[np.ndarray], dict[str, np.ndarray]]
 CELLS = 100_000  # weights held at once, 8 bytes each: so few stay in the processor's cache
+THREADS = min(4, os.cpu_count() or 1)  # numpy lets go of Python's lock where it counts
 POWER = 0.8  # of the smallest detectable difference
 
 
-def weights(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each row was drawn, in chunks (b, rows) of bounded size; the same seed gives the same draws."""
-    random = np.random.default_rng(seed)
-    step = max(1, CELLS // max(rows, 1))
-    for start in range(0, resamples, step):
-        drawn = [random.integers(0, rows, rows) for _ in range(min(step, resamples - start))]
-        # As floats at once, or each product would convert them again.
-        yield np.stack([np.bincount(places, minlength=rows) for places in drawn]).astype(float)
+def weights(rows: int, resamples: Iterable[int], seed: int) -> np.ndarray:
+    """Return how often each row was drawn in each of the numbered resamples, (b, rows); a number has its own draws."""
+    drawn = [np.random.default_rng([seed, number]).integers(0, rows, rows) for number in resamples]
+    # As floats at once, or each product would convert them again.
+    return np.stack([np.bincount(places, minlength=rows) for places in drawn]).astype(float)
 
 
 def bootstrap(measures: dict[str, Measure], rows: int, resamples: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
@@ -36,13 +36,17 @@ def bootstrap(measures: dict[str, Measure], rows: int, resamples: int, seed: int
 
     Efron and Tibshirani (1993), chapter 13. Memory does not grow with rows times resamples.
     """
-    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in measures}
-    for drawn in weights(rows, resamples, seed):
-        for name, measure in measures.items():
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found[name].append(measure(drawn))
+    step = max(1, CELLS // max(rows, 1))
+
+    def figures(start: int) -> dict[str, dict[str, np.ndarray]]:
+        drawn = weights(rows, range(start, min(start + step, resamples)), seed)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {name: measure(drawn) for name, measure in measures.items()}
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = list(pool.map(figures, range(0, resamples, step)))
     return {
-        name: {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for name, parts in found.items()
+        name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]} for name in measures
     }
 
 
@@ -57,7 +61,7 @@ def interval(value: float, draws: np.ndarray, confidence: float) -> Interval:
 
 def detectable(draws: np.ndarray, confidence: float) -> float:
     """Return the smallest true difference that so many rows show with a probability of 0.8 (Cohen, 1988)."""
-    deviations = stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(POWER)
+    deviations = sum(map(NormalDist().inv_cdf, ((1 + confidence) / 2, POWER)))
     drawn = draws[np.isfinite(draws)]
     return float(deviations * np.std(drawn)) if len(drawn) else np.nan
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ml.review import compare
 from ml.review.verdict import Column, Rows, SchemaChange
@@ -51,6 +50,8 @@ def alone(train: pd.Series, target: np.ndarray, holdout: pd.Series, truth: np.nd
         if len(np.unique(actual)) < 2 or len(np.unique(encoded)) < 2:
             continue
         if task == "regression":
+            from scipy import stats
+
             found.append((1 + stats.spearmanr(encoded, actual).statistic) / 2)
         else:
             found.append(compare.at_once(compare.ranking(actual, encoded), len(encoded))["roc_auc"])
@@ -72,6 +73,8 @@ def distance(before: pd.Series, after: pd.Series) -> tuple[float, float]:
 
     Numbers: Kolmogorov and Smirnov's. Text: total variation, tested by chi-squared on the table of counts.
     """
+    from scipy import stats
+
     before, after = before.dropna(), after.dropna()
     if before.empty or after.empty:
         return (0.0, 1.0) if before.empty and after.empty else (1.0, 0.0)
@@ -96,6 +99,8 @@ def shifts(before: pd.DataFrame, after: pd.DataFrame, names: list[str], limit: f
     the rest of it.
     p-values are adjusted for all comparisons (Benjamini and Hochberg, 1995).
     """
+    from scipy import stats
+
     old = before["period"].isin(after["period"].unique())
     new = ~after["period"].isin(before["period"].unique())
     pairs = [(_sample(before[old]), _sample(after[~new]), False), (_sample(before), _sample(after[new]), True)]

@@ -18,7 +18,7 @@ from ml.pipeline.features import inputs
 from ml.pipeline.params import METRICS, Params
 from ml.pipeline.tables import read_output
 from ml.review import compare, data, gates, reproduce, sides
-from ml.review.verdict import Bin, Flip, Group, Metric, Result, SchemaChange, Slice
+from ml.review.verdict import Bin, Flip, Metric, Result, SchemaChange, Slice
 
 SLICE_RESAMPLES = 500
 LARGEST = 10  # changes of a prediction that are shown
@@ -212,40 +212,16 @@ def sliced(params: Params, ours: Candidate, theirs: Production | None) -> list[S
     return found
 
 
-def grouped(params: Params, ours: Candidate) -> list[Group]:
-    """Return the fairness figures of each group of each attribute, by fairlearn."""
-    if params.gates.fairness is None:
-        return []
-    from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, true_positive_rate
-    from sklearn.metrics import accuracy_score, mean_absolute_error
-
-    figures = {
-        "binary": {
-            "selection_rate": selection_rate,
-            "true_positive_rate": true_positive_rate,
-            "false_positive_rate": false_positive_rate,
-        },
-        "multiclass": {"accuracy": accuracy_score},
-        "regression": {"mean_absolute_error": mean_absolute_error},
-    }[params.task]
+def to_group(params: Params, ours: Candidate) -> tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return what `groups.figures` takes: task, truth and decisions (n,), and each attribute's groups (n,) as text."""
+    attributes = params.gates.fairness.groups if params.gates.fairness else {}
     decided = metrics.decisions(ours.contract, ours.scores)
     given = ours.scores if decided is None else decided.astype(int) if params.task == "binary" else decided
-    found = []
-    for attribute, expression in params.gates.fairness.groups.items():
-        values = evaluate.values(ours.holdout, expression, f"gates.fairness.groups.{attribute}").astype(str)
-        frame = MetricFrame(metrics=figures, y_true=ours.truth, y_pred=given, sensitive_features=values.to_numpy())
-        sizes = values.value_counts()
-        found += [
-            Group(
-                attribute=attribute,
-                value=str(value),
-                rows=int(sizes[value]),
-                judged=bool(sizes[value] >= params.evaluate.min_rows),
-                figures={name: float(row[name]) for name in figures},
-            )
-            for value, row in frame.by_group.iterrows()
-        ]
-    return found
+    values = {
+        attribute: evaluate.values(ours.holdout, expression, f"gates.fairness.groups.{attribute}").astype(str)
+        for attribute, expression in attributes.items()
+    }
+    return params.task, ours.truth, given, {name: found.to_numpy(dtype=object) for name, found in values.items()}
 
 
 def columns(params: Params, ours: Candidate, base: sides.Commit | None, own_lock: dict[str, str]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from sklearn import metrics as sk
 
 from ml.review.report import by_loss, clean, figure, objective
 from ml.review.verdict import Bin, Verdict
@@ -22,6 +21,8 @@ POINTS = 500  # of a curve
 BARS = 40  # slices, columns or inputs in one drawing
 CLASSES = 12  # rows of a confusion; rarer classes become one
 WIDTH = 4.6  # inches; a phone shows the letters in their own size
+# Inches around the axes, as wide as what stands there; measuring each letter would take as long as drawing all of them.
+LEFT, RIGHT, TOP, BELOW, LEGEND, LETTER = 0.66, 0.12, 0.36, 0.5, 0.28, 0.075
 # Drawn in colours that stand for roles, each replaced by the page's variable of that name.
 NEW, OLD, INK, SOFT, LINE = "#010203", "#010204", "#010205", "#010206", "#010207"
 ROLES = {
@@ -125,14 +126,21 @@ def svg(name: str, image: Figure, label: str) -> str:
     return f"{head}\n<title>{said}</title>{body.strip()}\n"
 
 
-def _axes(title: str, x: str = "", y: str = "", height: float = 3.4) -> tuple[Figure, Axes]:
-    image = Figure((WIDTH, height), layout="constrained")
-    axes = image.subplots()
+def _axes(
+    title: str, x: str = "", y: str = "", height: float = 3.4, left: float = LEFT, below: float = BELOW
+) -> tuple[Figure, Axes]:
+    image = Figure((WIDTH, height))
+    axes = image.subplots(gridspec_kw=_inside(height, left, below))
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.tick_params(length=0)
     return image, axes
+
+
+def _inside(height: float, left: float, below: float) -> dict[str, float]:
+    """Return where the axes stand, in shares of the figure."""
+    return {"left": left / WIDTH, "right": 1 - RIGHT / WIDTH, "bottom": below / height, "top": 1 - TOP / height}
 
 
 def _line(axes: Axes, x: Any, y: Any, colour: str, label: str, **more: Any) -> None:
@@ -145,6 +153,21 @@ def _thin(*sides: np.ndarray) -> list[np.ndarray]:
     return [side[at] for side in sides]
 
 
+def curves(truth: np.ndarray, score: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the points of both curves, x and y, from the largest score (n,) to the smallest; equal scores are one."""
+    # Not scikit-learn's, whose import takes longer than all drawings.
+    falling = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.diff(score[falling], append=-np.inf))
+    hits, taken = np.cumsum(truth[falling])[last], last + 1
+    positives = hits[-1]
+    with np.errstate(invalid="ignore"):
+        true_positive, false_positive = hits / positives, (taken - hits) / (len(truth) - positives)
+    return {
+        "roc": (np.append(0, false_positive), np.append(0, true_positive)),
+        "precision_recall": (np.append(0, true_positive), np.append(1, hits / taken)),
+    }
+
+
 def _worth(verdict: Verdict, metric: str, model: str) -> str:
     found = next((m for m in verdict.metrics if m.name == metric), None)
     interval = found and (found.candidate if model == THIS else found.production)
@@ -155,7 +178,7 @@ def _roc(verdict: Verdict, truth: np.ndarray, models: list[Any]) -> tuple[Figure
     image, axes = _axes("ROC", "false positive rate", "true positive rate")
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=":")
     for score, colour, label in reversed(models):
-        _line(axes, *_thin(*sk.roc_curve(truth, score)[:2]), colour, _worth(verdict, "roc_auc", label))
+        _line(axes, *_thin(*curves(truth, score)["roc"]), colour, _worth(verdict, "roc_auc", label))
     axes.legend(loc="lower right", reverse=True, title="area", alignment="left")
     return image, "ROC curve: true positive rate by false positive rate."
 
@@ -164,8 +187,8 @@ def _precision_recall(verdict: Verdict, truth: np.ndarray, models: list[Any]) ->
     image, axes = _axes("Precision and recall", "recall", "precision")
     axes.axhline(np.mean(truth), color=SOFT, linewidth=0.8, linestyle=":")
     for score, colour, label in reversed(models):
-        precision, recall, _ = sk.precision_recall_curve(truth, score)
-        _line(axes, *_thin(recall, precision), colour, _worth(verdict, "average_precision", label))
+        points = _thin(*curves(truth, score)["precision_recall"])
+        _line(axes, *points, colour, _worth(verdict, "average_precision", label))
     axes.set_ylim(0, 1.02)
     axes.legend(loc="upper right", reverse=True)
     return image, "Precision by recall; the dotted line is the share of positive rows."
@@ -202,20 +225,25 @@ def _confusion(truth: np.ndarray, labels: list[np.ndarray], classes: list[Any]) 
         truth, *labels = (np.where(np.isin(side, often), side, "others") for side in (truth, *labels))
         classes = [*often, "others"]
     size = len(classes)
-    height = 3.4 if size == 2 else len(labels) * (1.1 + 0.24 * size)
-    image = Figure((WIDTH, height), layout="constrained")
+    names = [_short(name, 12) for name in classes]
+    tall = LETTER * max(map(len, names)) if size >= 5 else 0.15  # of the names below, which then stand upright
+    panel = 1.1 + 0.24 * size + tall
+    height = 3.4 if size == 2 else len(labels) * panel
+    image = Figure((WIDTH, height))
     grid = (1, len(labels)) if size == 2 else (len(labels), 1)
-    panels = image.subplots(*grid, squeeze=False).ravel()
+    around = _inside(height, 0.42 + LETTER * max(map(len, names)), 0.35 + tall)
+    gaps = {"wspace": 0.32, "hspace": (TOP + 0.35 + tall) / (panel - TOP - 0.35 - tall)}
+    panels = image.subplots(*grid, squeeze=False, gridspec_kw=around | gaps).ravel()
     for axes, label, (title, colour) in zip(panels, labels, ((THIS, NEW), (BEFORE, OLD)), strict=False):
-        counts = sk.confusion_matrix(truth, label, labels=classes)
+        counts = np.array([[np.sum((truth == was) & (label == said)) for said in classes] for was in classes])
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         for (row, column), share in np.ndenumerate(shares):
             axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, color=colour, alpha=0.06 + 0.5 * share))
             said = f"{100 * share:.0f} %\n{counts[row, column]:,}" if size == 2 else f"{100 * share:.0f}"
-            axes.text(column, row, said, ha="center", va="center", fontsize=9 if size == 2 else 7, in_layout=False)
+            axes.text(column, row, said, ha="center", va="center", fontsize=9 if size == 2 else 7)
         axes.set(title=f"Confusion, {title}", xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xlabel="predicted")
-        axes.set_xticks(range(size), [_short(name, 12) for name in classes], rotation=0 if size < 5 else 90)
-        axes.set_yticks(range(size), [_short(name, 12) for name in classes])
+        axes.set_xticks(range(size), names, rotation=0 if size < 5 else 90)
+        axes.set_yticks(range(size), names)
         axes.set_ylabel("actual")
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -258,8 +286,10 @@ def _short(name: object, longest: int = 24) -> str:
 
 def _rows(title: str, x: str, names: list[str], of: int) -> tuple[Figure, Axes]:
     shown = f"{title} (the first {len(names)} of {of})" if of > len(names) else title
-    image, axes = _axes(shown, x, height=1.15 + 0.2 * len(names))
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    labels = [_short(name) for name in names]
+    left = 0.15 + LETTER * max(map(len, labels))
+    image, axes = _axes(shown, x, height=1.15 + 0.2 * len(names), left=left, below=BELOW + LEGEND)
+    axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
@@ -286,7 +316,7 @@ def _marks(axes: Axes, new: list[Any], old: list[Any]) -> None:
         axes.scatter(*zip(*new, strict=True), s=22, color=NEW, label=THIS, zorder=3)
     if old := [(value, at) for value, at in old if value is not None]:
         axes.scatter(*zip(*old, strict=True), s=26, marker="D", facecolor="none", edgecolor=OLD, label=BEFORE, zorder=4)
-    axes.figure.legend(loc="outside lower left", ncols=3, handletextpad=0.3, columnspacing=1.2)
+    axes.figure.legend(loc="lower left", ncols=3, handletextpad=0.3, columnspacing=1.2)
 
 
 def _shift(verdict: Verdict) -> tuple[Figure, str] | None:
@@ -300,7 +330,7 @@ def _shift(verdict: Verdict) -> tuple[Figure, str] | None:
     if limits:
         axes.scatter(*zip(*limits, strict=True), marker="|", s=70, color=INK, linewidth=1.4, label="limit")
     axes.set_xlim(left=0)
-    axes.figure.legend(loc="outside lower left", ncols=2, handletextpad=0.3, columnspacing=1.2)
+    axes.figure.legend(loc="lower left", ncols=2, handletextpad=0.3, columnspacing=1.2)
     return image, "How far the values of each column moved from the base's, with the limit."
 
 

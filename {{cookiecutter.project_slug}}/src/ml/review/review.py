@@ -149,9 +149,8 @@ def collect(
                 found.broken.update(dict.fromkeys(OF_PRODUCTION, f"production cannot be read: {reason(error)}"))
             theirs = None
     found.facts["whole"] = measure.whole(params, ours)
-    found.take(lambda: {"metrics": measure.compared(params, ours, theirs, measure.noise())}, "harm", "calibration")
-    found.take(lambda: {"slices": measure.sliced(params, ours, theirs)}, "slices")
-    found.take(lambda: {"groups": measure.grouped(params, ours)}, "fairness")
+    least = params.evaluate.min_rows
+    found.take(lambda: {"grouping": other.start_groups(*measure.to_group(params, ours), least)}, "fairness")
     found.take(lambda: {"schema_changes": measure.schema_changes(ours, base)}, "data")
     found.take(lambda: measure.columns(params, ours, base, own_lock), "data")
     found.take(
@@ -164,6 +163,11 @@ def collect(
     found.take(
         lambda: {"parity": measure.parity(ours), "misreported": measure.misreported(found.facts["whole"])}, "parity"
     )
+    # Last, since resampling uses every core, of which the second process has left one by now.
+    found.take(lambda: {"metrics": measure.compared(params, ours, theirs, measure.noise())}, "harm", "calibration")
+    found.take(lambda: {"slices": measure.sliced(params, ours, theirs)}, "slices")
+    if (grouping := found.facts.pop("grouping", None)) is not None:
+        found.take(lambda: {"groups": grouping()}, "fairness")
     found.facts["measured"] = measure.results(hashlib.sha256(ours.model).hexdigest())
     shown["reliability"] = measure.reliability(params, ours.truth, ours.scores, ours.contract)
     known = theirs.importance if theirs and theirs.same else {}
