@@ -391,3 +391,11 @@ def working(group: int, verb: str) -> bool:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return False
+
+
+def test_promotions_killed_anywhere_agree_after_the_next_run(prepared: Project, tmp_path: Path) -> None:
+    require("docker-registry")
+
+    printed = prepared.copy(tmp_path / "copy").done("pytest", "tests/operations/test_interleavings.py", ROUNDS="50")
+
+    assert "5 passed" in printed
