@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from benchmarks.measure import RSS_UNIT, CommandFailedError, Cost, Found, cost, interleaved, middle, ratio
 from tests.conftest import ROOT, Bake, clean_environment
 
-PROBE, REVIEW = (Path(__file__).with_name(name) for name in ("probe.py", "review.py"))
+PROBE, PROMOTION, REVIEW = (Path(__file__).with_name(f"{name}.py") for name in ("probe", "promotion", "review"))
 THEIRS = (
     "DVC_SITE_CACHE_DIR",
     "MLFLOW_TRACKING_URI",
@@ -43,6 +44,7 @@ TARGETS = {
     "coverage": "93 to 97 % of the 95 % intervals of a difference hold the true one",
     "review": "`ml review` of a changed model at most 2 × `ml evaluate`, in under 1 GB",
     "review_million": "a million rows compared and sliced in under 5 minutes and 2 GB",
+    "promotion": "a promotion at most 2 s, a rollback at most 10 s, without smoke test, against a registry beside it",
     "prose": "all jobs of a pull request that changes prose at most 0.15 × those of one that trains on everything",
 }
 
@@ -400,6 +402,22 @@ class Bench:
             "resident set",
             f"All metrics {found['compared']:.0f} s, slices {found['sliced']:.0f} s; processor time of the whole "
             f"{used.cpu:.0f} s.",
+        )
+
+    def promotion(self) -> Found:
+        """Promote and roll back images against a real registry and a bare repository."""
+        copy = shutil.copytree(self.a, self.scratch / "promoted", symlinks=True, ignore=only(self.a, ".venv"))
+        (copy / ".venv").symlink_to(self.a / ".venv")
+        shutil.copy(PROMOTION, copy / "tests/operations")
+        printed = self.run(copy, "pytest", "-q", "tests/operations/promotion.py").printed
+        found = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
+        promoted, rolled = max(found["promoted"]), max(found["rolled"])
+        return Found(
+            f"{promoted:.1f} s, {rolled:.1f} s",
+            promoted <= 2 and rolled <= 10,
+            f"the slowest of {len(found['promoted'])} promotions (verify, tag in git and registry, Deployment) and of "
+            f"{len(found['rolled'])} rollbacks (issue, then the same); a stand-in signs and verifies",
+            f"Median {median(found['promoted']):.2f} s and {median(found['rolled']):.2f} s.",
         )
 
     def prose(self) -> Found:

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,6 @@ def test_in_a_workflow_the_tag_names_the_actor_and_the_run(world: World, monkeyp
         "Who: octocat",
         "Run: https://github.test/octo/late/actions/runs/77",
     ]
-
-
-def test_a_promotion_takes_less_than_two_seconds(world: World) -> None:
-    digest = world.delivered(1)
-    start = time.monotonic()
-
-    promote.promote("production", digest)
-
-    assert time.monotonic() - start < 2
 
 
 def refused(world: World, digest: str, match: str, error: type[UserError] = UserError) -> None:
@@ -469,11 +459,9 @@ def test_a_rollback_opens_the_incident_and_goes_to_the_version_before(world: Wor
     promote.run("production", second)
     git(Path.cwd(), "tag", "-a", "model@v1.0.0", "-m", "one", world.commits[1])
     git(Path.cwd(), "push", "--quiet", "origin", "model@v1.0.0")
-    start = time.monotonic()
 
     lines = promote.rollback()
 
-    assert time.monotonic() - start < 10
     world.agrees("production", first)
     url = "https://github.test/issues/1"
     assert lines[0] == f"production went back from model#production#2 to v1.0.0; frozen until {url} is closed"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -110,12 +109,10 @@ def test_a_registry_that_is_busy_for_a_moment_is_asked_again(front: Hub) -> None
         "GET /v2/octo/late/manifests/staging",
         lambda _: (busy.pop(), {}, b"") if busy else (200, {"Content-Type": MANIFEST}, MADE),
     )
-    start = time.monotonic()
 
     assert Registry.open().resolve("staging") == sha256(MADE)
 
     assert len(front.calls) == 3
-    assert time.monotonic() - start < 5
 
 
 def test_a_manifest_with_another_digest_is_not_believed(front: Hub) -> None:
