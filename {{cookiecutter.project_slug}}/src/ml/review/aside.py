@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ class Aside:
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self.looked = executor.submit(_problems)
+        self.looked = executor.submit(_call, "lock", "problems", Path.cwd())
         executor.submit(_get_ready)
 
     def problems(self) -> list[Problem]:
@@ -33,12 +34,12 @@ class Aside:
 
     def start_groups(self, *words: Any) -> Callable[[], list[Group]]:
         """Return what gives, once it is there, what `groups.figures` gives."""
-        started = self.executor.submit(_groups, words)
+        started = self.executor.submit(_call, "groups", "figures", *words)
         return lambda: _result(started)
 
     def draw(self, *words: Any) -> dict[str, str]:
         """Return what `plots.draw` gives."""
-        return _result(self.executor.submit(_draw, words))
+        return _result(self.executor.submit(_call, "plots", "draw", *words))
 
 
 @contextmanager
@@ -63,23 +64,9 @@ def _begin() -> None:
     atexit.register(os._exit, 0)
 
 
-def _problems() -> list[Problem]:
-    from ml.review import lock
-
-    return lock.problems(Path.cwd())
-
-
 def _get_ready() -> None:
     import ml.review.plots  # noqa: F401
 
 
-def _groups(words: tuple[Any, ...]) -> list[Group]:
-    from ml.review import groups
-
-    return groups.figures(*words)
-
-
-def _draw(words: tuple[Any, ...]) -> dict[str, str]:
-    from ml.review import plots
-
-    return plots.draw(*words)
+def _call(module: str, function: str, *words: Any) -> Any:
+    return getattr(import_module(f"ml.review.{module}"), function)(*words)

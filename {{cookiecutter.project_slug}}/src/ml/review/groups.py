@@ -20,15 +20,12 @@ def figures(
     from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, true_positive_rate
     from sklearn.metrics import accuracy_score, mean_absolute_error
 
-    measured = {
-        "binary": {
-            "selection_rate": selection_rate,
-            "true_positive_rate": true_positive_rate,
-            "false_positive_rate": false_positive_rate,
-        },
-        "multiclass": {"accuracy": accuracy_score},
-        "regression": {"mean_absolute_error": mean_absolute_error},
-    }[task]
+    kinds = {
+        "binary": (selection_rate, true_positive_rate, false_positive_rate),
+        "multiclass": (accuracy_score,),
+        "regression": (mean_absolute_error,),
+    }
+    measured = {one.__name__.removesuffix("_score"): one for one in kinds[task]}
     found = []
     for attribute, values in attributes.items():
         frame = MetricFrame(metrics=measured, y_true=truth, y_pred=given, sensitive_features=values)

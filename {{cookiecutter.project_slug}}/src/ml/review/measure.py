@@ -212,16 +212,16 @@ def sliced(params: Params, ours: Candidate, theirs: Production | None) -> list[S
     return found
 
 
-def to_group(params: Params, ours: Candidate) -> tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return what `groups.figures` takes: task, truth and decisions (n,), and each attribute's groups (n,) as text."""
+def to_group(params: Params, ours: Candidate) -> tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray], int]:
+    """Return what `groups.figures` takes: task, truth and decisions (n,), each attribute's groups (n,), least rows."""
     attributes = params.gates.fairness.groups if params.gates.fairness else {}
     decided = metrics.decisions(ours.contract, ours.scores)
     given = ours.scores if decided is None else decided.astype(int) if params.task == "binary" else decided
     values = {
-        attribute: evaluate.values(ours.holdout, expression, f"gates.fairness.groups.{attribute}").astype(str)
-        for attribute, expression in attributes.items()
+        name: evaluate.values(ours.holdout, expression, f"gates.fairness.groups.{name}").astype(str).to_numpy(object)
+        for name, expression in attributes.items()
     }
-    return params.task, ours.truth, given, {name: found.to_numpy(dtype=object) for name, found in values.items()}
+    return params.task, ours.truth, given, values, params.evaluate.min_rows
 
 
 def columns(params: Params, ours: Candidate, base: sides.Commit | None, own_lock: dict[str, str]) -> dict[str, Any]:

@@ -149,20 +149,12 @@ def collect(
                 found.broken.update(dict.fromkeys(OF_PRODUCTION, f"production cannot be read: {reason(error)}"))
             theirs = None
     found.facts["whole"] = measure.whole(params, ours)
-    least = params.evaluate.min_rows
-    found.take(lambda: {"grouping": other.start_groups(*measure.to_group(params, ours), least)}, "fairness")
+    found.take(lambda: {"grouping": other.start_groups(*measure.to_group(params, ours))}, "fairness")
     found.take(lambda: {"schema_changes": measure.schema_changes(ours, base)}, "data")
     found.take(lambda: measure.columns(params, ours, base, own_lock), "data")
-    found.take(
-        lambda: {
-            "behaviour": behaviour.failures(cases, ours.runtime, ours.contract, ours.holdout),
-            "cases": len(cases.all()),
-        },
-        "behaviour",
-    )
-    found.take(
-        lambda: {"parity": measure.parity(ours), "misreported": measure.misreported(found.facts["whole"])}, "parity"
-    )
+    asked, whole = (ours.runtime, ours.contract, ours.holdout), found.facts["whole"]
+    found.take(lambda: {"behaviour": behaviour.failures(cases, *asked), "cases": len(cases.all())}, "behaviour")
+    found.take(lambda: {"parity": measure.parity(ours), "misreported": measure.misreported(whole)}, "parity")
     # Last, since resampling uses every core, of which the second process has left one by now.
     found.take(lambda: {"metrics": measure.compared(params, ours, theirs, measure.noise())}, "harm", "calibration")
     found.take(lambda: {"slices": measure.sliced(params, ours, theirs)}, "slices")
