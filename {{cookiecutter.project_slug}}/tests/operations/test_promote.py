@@ -453,6 +453,18 @@ def test_a_rollback_that_does_not_run_puts_back_what_ran(world: World) -> None:
     assert promote.frozen()
 
 
+def test_an_open_issue_without_a_text_does_not_stop_a_rollback(world: World) -> None:
+    first, second = world.delivered(1), world.delivered(2)
+    promote.run("production", first)
+    promote.run("production", second)
+    world.board.issues.append({"state": "open", "html_url": "https://github.test/issues/1", "body": None})
+
+    promote.rollback()
+
+    world.agrees("production", first)
+    assert len(world.board.issues) == 2
+
+
 def test_a_rollback_opens_the_incident_and_goes_to_the_version_before(world: World) -> None:
     first, second = world.delivered(1), world.delivered(2)
     promote.run("production", first)

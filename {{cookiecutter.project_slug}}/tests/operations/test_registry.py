@@ -264,6 +264,16 @@ def test_the_referrers_api_is_used_where_there_is_one(front: Hub, tmp_path: Path
     assert [entry["digest"] for entry in Registry.open().referrers(DIGEST, KIND)] == ["sha256:0", "sha256:2"]
 
 
+@pytest.mark.parametrize("status", [303, 404, 406])
+def test_where_there_is_no_referrers_api_the_tag_that_stands_for_it_is_read(front: Hub, status: int) -> None:
+    front.on(f"GET /v2/octo/late/referrers/{DIGEST}", (status, {"Location": "/v2/elsewhere"}, b""))
+    index = json.dumps({"manifests": [{"digest": "sha256:1", "artifactType": KIND}]}).encode()
+    front.on(f"GET /v2/octo/late/manifests/{DIGEST.replace(':', '-')}", (200, {"Content-Type": INDEX}, index))
+
+    assert [entry["digest"] for entry in Registry.open().referrers(DIGEST, KIND)] == ["sha256:1"]
+    assert "/v2/elsewhere" not in [call.path for call in front.calls]
+
+
 def test_a_registry_with_the_referrers_api_gets_no_tag(front: Hub, tmp_path: Path) -> None:
     digest = sha256(MADE)
     front.on(f"GET /v2/octo/late/manifests/{digest}", (200, {"Content-Type": MANIFEST}, MADE))

@@ -193,6 +193,26 @@ def test_a_tag_that_a_person_pushed_is_published(
 
 
 @pytest.mark.usefixtures("inside")
+def test_only_the_highest_version_is_githubs_latest(
+    world: World, releases: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    produced(world, 0)
+    release.run("minor", world.commits[0])
+    produced(world, 1)
+    git(world.folder / "clone", "tag", "-a", "-m", "an old line", "model@v0.9.1", world.commits[1])
+    git(world.folder / "clone", "push", "--quiet", "origin", "model@v0.9.1")
+    for name, value in (("REF_TYPE", "tag"), ("REF", "refs/tags/model@v0.9.1")):
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+
+    release.run(None, None)
+
+    assert {one["tag_name"]: one["make_latest"] for one in releases.made.values()} == {
+        "model@v1.0.0": "true",
+        "model@v0.9.1": "false",
+    }
+
+
+@pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize(
     ("tag", "number", "said"),
     [

@@ -433,7 +433,8 @@ def _choices(past: list[Assignment], but: Assignment) -> str:
 def _incident(desk: Desk, now: Assignment, goal: Assignment) -> str:
     """Open the issue that freezes promotion, unless it is open, and return its address."""
     for issue in desk.github.pages("issues", labels=LABEL, state="open"):
-        if now.tag in issue["body"] and goal.tag in issue["body"]:
+        body = issue["body"] or ""  # null where somebody wrote none
+        if now.tag in body and goal.tag in body:
             return issue["html_url"]
     sides_of = [[_named(entry), *_facts(desk, entry)] for entry in (now, goal)]
     names = ("version", "digest", "commit", "model", "metric", "since", "who", "how")

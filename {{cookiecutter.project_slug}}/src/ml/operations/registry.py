@@ -36,6 +36,8 @@ INDEX, MANIFEST = "application/vnd.oci.image.index.v1+json", "application/vnd.oc
 DOCKER = "application/vnd.docker.distribution.manifest."
 ACCEPT = ", ".join((INDEX, MANIFEST, f"{DOCKER}v2+json", f"{DOCKER}list.v2+json"))
 EMPTY, TITLE = "application/vnd.oci.empty.v1+json", "org.opencontainers.image.title"
+# What registries without the referrers API answer; ghcr.io leads elsewhere.
+NO_REFERRERS = (301, 302, 303, 307, 308, 400, 404, 405, 406)
 DENIED = (
     "this token may not; on ghcr.io connect the package with the repository (Package settings > Manage Actions access, "
     "role Write), elsewhere set REGISTRY_USER and REGISTRY_PASSWORD"
@@ -136,7 +138,7 @@ class Registry:
     def referrers(self, digest: str, kind: str) -> list[Descriptor]:
         """Return the descriptors of the artifacts of a kind beside an image."""
         found, where = [], f"referrers/{digest}"
-        while (answer := self._ask("GET", where, missing=(404,))) is not None:
+        while (answer := self._ask("GET", where, missing=NO_REFERRERS, allow_redirects=False)) is not None:
             found += _json(answer).get("manifests") or []
             if (where := answer.links.get("next", {}).get("url", "")) == "":
                 break
@@ -248,10 +250,10 @@ class Registry:
             if hasattr(more.get("data"), "seek"):
                 more["data"].seek(0)
             answer = send()
-        if answer.ok:
-            return answer
         if answer.status_code in missing:
             return None
+        if answer.ok:
+            return answer
         if answer.status_code in (401, 403):
             raise UserError(f"{self.host} refuses to {method} {self.name}/{path[:40]} ({answer.status_code}): {DENIED}")
         raise UserError(f"{self.host} refuses {method} {self.name}/{path[:40]} ({answer.status_code}): {_said(answer)}")

@@ -58,7 +58,7 @@ def refuse(version: str, sha: str, there: dict[str, str]) -> str:
     if not VERSION.fullmatch(version):
         raise UserError(f"{TAG}{version} is no version: name it as {TAG}{FIRST}")
     if others := [known for known, of in there.items() if of == sha and known != version]:
-        raise UserError(f"{sha[:10]} is {others[0]} already: a commit has one version; git push --delete the other tag")
+        raise UserError(f"{sha[:10]} is {others[0]} already: a commit has one version")
     # The newest: the same commit may have been built twice, and only the last one went on.
     digests = [one.digest for one in promote.history("production") if one.commit == sha and one.digest]
     if not digests:
@@ -113,7 +113,8 @@ def publish(version: str, sha: str, digest: str, there: dict[str, str], *, new: 
         sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
         (folder / SUMS).write_text("".join(sums))
         text = notes((version, before), known, f"{registry.image}@{digest}", kept, verdict_of(folder))
-        return write(github, version, text, [*files, folder / SUMS])
+        latest = version == max(known, key=parts)
+        return write(github, version, text, [*files, folder / SUMS], latest=latest)
 
 
 def names(version: str, known: dict[str, str]) -> list[str]:
@@ -202,8 +203,11 @@ def settings(was: Record | None, now: Record) -> str:
     return "\n".join(["| setting | before | now |", "| --- | --- | --- |", *rows]) if rows else ""
 
 
-def write(github: GitHub, version: str, text: str, files: list[Path]) -> str:
-    """Write the release with its files and return its address; it is seen once it is whole."""
+def write(github: GitHub, version: str, text: str, files: list[Path], *, latest: bool) -> str:
+    """Write the release with its files and return its address; it is seen once it is whole.
+
+    `latest` gives it GitHub's badge.
+    """
     name = f"{TAG}{version}"
     for found in github.pages("releases"):
         if found["tag_name"] == name and not found["draft"]:
@@ -215,5 +219,5 @@ def write(github: GitHub, version: str, text: str, files: list[Path]) -> str:
     address = made["upload_url"].partition("{")[0]
     for path in files:
         github.upload(address, path)
-    done = github.send("PATCH", f"releases/{made['id']}", {"draft": False})
+    done = github.send("PATCH", f"releases/{made['id']}", {"draft": False, "make_latest": str(latest).lower()})
     return f"{version} is released: {done['html_url']}"
