@@ -24,6 +24,7 @@ from statistics import linear_regression
 
 from benchmarks import report
 from benchmarks.measure import Found, exit_code
+from tests.conftest import clean_environment
 from tests.load import Load, example, fetch, held, hostile, send, workers
 
 ROOT = Path(__file__).resolve().parent
@@ -43,7 +44,8 @@ def made(folder: Path) -> Path:
     """Bake a project into the folder and train its model."""
     subprocess.run(["cookiecutter", ROOT, "--no-input", "--output-dir", folder], check=True)
     project = next(folder.iterdir())
-    subprocess.run(["make", "setup", "pipeline"], cwd=project, check=True)
+    for target in ("setup", "pipeline"):
+        subprocess.run(["make", target], cwd=project, check=True, env=clean_environment())
     return project
 
 
