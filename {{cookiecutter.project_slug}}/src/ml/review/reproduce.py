@@ -41,11 +41,7 @@ def run(params: Params, *, full: bool) -> None:
     With `full` every stage runs again, `ingest` too. Nothing else of the project changes.
     Raises UserError where the lock is not current, its data is not on this machine, or a stage fails.
     """
-    with _alone(), TemporaryDirectory(prefix="reproduce-") as folder:
-        scratch = Path(folder).resolve()
-        copy_project(scratch)
-        with lock.opened(Path.cwd()) as project:
-            cache = Path(project.cache.local.path)
+    with _copied() as (scratch, cache):
         outcome = again(scratch, cache, full=full)
         if str(MODEL) not in outcome:
             raise UserError(f"the stage {STAGE} of dvc.yaml does not write {MODEL}: name it among its outs")
@@ -71,16 +67,23 @@ def rescore() -> str:
 
     Raises UserError where the outputs of `evaluate` differ from the locked ones, and as `run` does.
     """
-    with _alone(), TemporaryDirectory(prefix="reproduce-") as folder:
-        scratch = Path(folder).resolve()
-        copy_project(scratch)
-        with lock.opened(Path.cwd()) as project:
-            cache = Path(project.cache.local.path)
+    with _copied() as (scratch, cache):
         outcome = again(scratch, cache, only=SCORING)
     RESULT.unlink(missing_ok=True)
     if differ := [path for path, (was, now) in outcome.items() if was != now]:
         raise UserError(f"the locked model does not give the locked {', '.join(differ)}: run make pipeline")
     return "the locked model gives the locked metrics; it was not trained again"
+
+
+@contextmanager
+def _copied() -> Iterator[tuple[Path, Path]]:
+    """Yield a copy of the project, which nobody else reproduces meanwhile, and the project's cache."""
+    with _alone(), TemporaryDirectory(prefix="reproduce-") as folder:
+        scratch = Path(folder).resolve()
+        copy_project(scratch)
+        with lock.opened(Path.cwd()) as project:
+            cache = Path(project.cache.local.path)
+        yield scratch, cache
 
 
 @contextmanager
