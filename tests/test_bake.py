@@ -22,7 +22,7 @@ MOST_FILES, MOST_TARGETS, MOST_PAGES = 90, 20, 10
 # What GitHub, git, DVC, uv and the programs of a deployment prescribe or write has a form of its own.
 PRESCRIBED, MOST_PRESCRIBED = (".git", ".dvc", ".python-version", "LICENSE", "deploy/", "requirements/"), 30
 # Of code: neither blank, comment nor docstring. docs/decisions.md says where the figures come from.
-MOST_LINES = {"pipeline": 1800, "review": 2800, "serving": 1800, "operations": 2600, "elsewhere": 600}
+MOST_LINES = {"pipeline": 1800, "review": 2800, "serving": 1800, "operations": 2700, "elsewhere": 600}
 VERBATIM = json.loads((ROOT / "cookiecutter.json").read_text())["_copy_without_render"]
 LOCKS = ("all.txt", "serving.txt")
 

@@ -328,7 +328,7 @@ def test_promotions_wait_for_each_other_stage_by_stage_and_a_rollback_for_no_del
     jobs = product("deliver")["jobs"]
 
     groups = {name: job["concurrency"]["group"] for name, job in jobs.items() if "concurrency" in job}
-    assert groups == {"staging": "promote-staging", "production": "promote-production"}
+    assert groups == {"staging": "promote-staging", "production": "promote-production-${{ github.sha }}"}
     assert "github.sha" in product("deliver")["concurrency"]["group"]
     rollback = product("rollback")
     assert rollback["concurrency"]["group"] == "${{ github.workflow }}"

@@ -28,19 +28,29 @@ SETTINGS = {
     "receive.hideRefs": "refs/pull",
     "gc.auto": "0",
 }
-# GitHub takes no change of a workflow from an app, which the token of a run is too, unless it has been granted.
+# GitHub takes no change of a workflow from an app, which the token of a run is too, unless it has been granted; and no
+# tag on a commit whose workflows are not those of a branch as it is now.
 PRE_RECEIVE = r"""#!/bin/sh
 [ "$MAY_CHANGE_WORKFLOWS" = no ] || exit 0
+refuse() {
+    echo "refusing to allow a GitHub App to create or update workflow \`$1\` without \`workflows\` permission"
+    exit 1
+}
+workflows() { git rev-parse --quiet --verify "$1^{commit}:.github/workflows" || echo none; }
 while read -r old new ref; do
-    case $ref in refs/heads/*) ;; *) continue ;; esac
     case $new in *[!0]*) ;; *) continue ;; esac
-    for commit in $(git rev-list "$new" --not --all); do
-        changed=$(git diff-tree --no-commit-id --name-only -r -m "$commit" -- .github/workflows | head -n 1)
-        [ -z "$changed" ] || {
-            echo "refusing to allow a GitHub App to create or update workflow $changed without workflows permission"
-            exit 1
-        }
-    done
+    case $ref in
+        refs/heads/*)
+            for commit in $(git rev-list "$new" --not --all); do
+                changed=$(git diff-tree --no-commit-id --name-only -r -m "$commit" -- .github/workflows | head -n 1)
+                [ -z "$changed" ] || refuse "$changed"
+            done ;;
+        refs/tags/*)
+            for head in $(git for-each-ref --format='%(objectname)' refs/heads); do
+                [ "$(workflows "$head")" != "$(workflows "$new")" ] || continue 2
+            done
+            refuse .github/workflows ;;
+    esac
 done
 """
 MERGER = {

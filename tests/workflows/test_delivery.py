@@ -106,8 +106,12 @@ def slower(shop: World, images: Images, prose: Moment) -> Moment:
 
 @pytest.fixture(scope="module")
 def good(shop: World, images: Images, slower: Moment) -> Moment:
-    """What follows the merge of another model, whose service is quick again and which asks for a minor version."""
+    """What follows the merge of another model, whose service is quick again and which asks for a minor version.
+
+    It changes a workflow too: from now on no workflow may tag a commit before it.
+    """
     edits = {ROUTES: (SLOW, QUICK), "params.yaml": ("max_leaf_nodes: 31", "max_leaf_nodes: 24")}
+    edits[f".github/workflows/{ROLLBACK}"] = ("# One button:", "# The button:")
     run = merge(shop, edits, "Learn less", label="release:minor", before=("pipeline",), after=("push",))
     return Moment.of(run, shop, images)
 
@@ -198,6 +202,8 @@ def test_the_button_brings_back_what_ran_before(shop: World, first: Moment, roll
     assert issue.labels == ["rollback"]
     assert issue.state == "open"
     assert {"v1.0.0", "model#production#1"} & {word.strip("`.,:()|") for word in issue.body.split()}
+    assert f"Commit: {first.run.event.sha}" in rolled.assigned["model#production#3"]
+    assert shop.repository.resolve("model#production#3") == shop.repository.resolve("main")
     print(f"time to restore: {rolled.run.step('rollback', 'make rollback').seconds:.1f} s")
 
 
@@ -207,9 +213,10 @@ def test_while_the_incident_is_open_nothing_is_promoted_to_production(
 ) -> None:
     before = assignments(shop)
 
-    run = again(shop, good, "staging", "production")
+    run = again(shop, good, "staging", "production", "version")
 
     assert (run.jobs["staging"], run.jobs["production"]) == ("success", "failure"), run.faults
+    assert "the minor version that #3 asks for is not made" in run.log("version")
     (issue,) = shop.repository.issues.values()
     assert f"/issues/{issue.number}" in run.log("production")
     assert images.digest("production") == first.production

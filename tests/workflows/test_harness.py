@@ -591,7 +591,23 @@ def test_the_token_of_a_run_does_not_change_workflows(opened: World) -> None:
     refused = tried(opened, "push", address, "HEAD:refs/heads/workflows")
 
     assert [*opened.refs("refs/heads")] == ["refs/heads/be-smaller", "refs/heads/main", "refs/heads/numbers"]
-    assert "without workflows permission" in refused.stderr
+    assert "without `workflows` permission" in refused.stderr
+
+
+def test_the_token_of_a_run_tags_no_commit_whose_workflows_no_branch_has_any_more(opened: World) -> None:
+    token = opened.github.token(fake.WORKFLOW_LOGIN, {"contents": "write"}, opened.repository.name, "workflow")
+    address = f"{opened.github.address.replace('//', f'//x:{token.value}@')}/{opened.repository.name}"
+    before = opened.repository.resolve("main")
+    tried(opened, "push", address, f"{before}:refs/tags/same")
+    opened.merge(
+        opened.pull_request(opened.change({".github/workflows/rights.yml": ("name: Rights", "name: Wrongs")}, "R"))
+    )
+
+    refused = tried(opened, "push", address, f"{before}:refs/tags/old")
+    tried(opened, "push", address, f"{before}:refs/tags/same")
+
+    assert "without `workflows` permission" in refused.stderr
+    assert [*opened.refs("refs/tags")] == ["refs/tags/same"]
 
 
 def test_a_pull_request_follows_its_branch_and_one_that_conflicts_starts_nothing(opened: World) -> None:

@@ -218,5 +218,5 @@ def _token() -> dict[str, str]:
 
 def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
     lines = [line.strip() for line in (done.stderr or b"").decode(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("fatal:", "error:", "remote:", "ERROR:"))]
+    telling = [line for line in lines if line.startswith(("fatal:", "error:", "remote:", "ERROR:", "! ["))]
     return " ".join((telling or lines or ["no reason given"])[0].split())[:200]

@@ -246,6 +246,53 @@ def test_a_label_of_the_merged_pull_request_starts_the_release(
     assert ("asks for" in said) is bool(bump)
 
 
+def merged(world: World, hub: Hub, labels: dict[int, str]) -> None:
+    """Let each commit of main be the merge of a pull request, some with a label."""
+    for number, sha in enumerate(world.commits):
+        names = [{"name": labels[number]}] if number in labels else []
+        pull = {"number": 10 + number, "merged_at": "2026-01-01", "merge_commit_sha": sha, "labels": names}
+        hub.on(f"GET commits/{sha}/pulls", lambda _, pull=pull: [pull])
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a job is told and tells, in a folder."""
+    for name in ("OUTPUT", "STEP_SUMMARY", "EVENT_PATH"):
+        monkeypatch.setenv(f"GITHUB_{name}", str(tmp_path / name))
+    return tmp_path
+
+
+def test_of_several_merged_at_once_the_largest_version_counts(world: World, hub: Hub, told: Path) -> None:
+    (told / "EVENT_PATH").write_text(json.dumps(push_event(world, 0, 3)))
+    merged(world, hub, {0: "release:major", 1: "release:minor", 2: "release:patch"})
+
+    assert deliver.asked() == ("minor", "#11")
+
+
+def test_a_release_that_production_did_not_take_is_told_and_not_made(
+    world: World, hub: Hub, told: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (told / "EVENT_PATH").write_text(json.dumps(push_event(world, 2, 3)))
+    merged(world, hub, {3: "release:minor"})
+    monkeypatch.setenv("PROMOTED", "failure")
+
+    said = deliver.start_release()
+
+    assert said.endswith("(failure); the minor version that #13 asks for is not made: make release BUMP=minor")
+    assert capsys.readouterr().out == f"::warning::{said}\n"
+
+
+def test_a_release_of_a_merge_that_promotes_nothing_is_told(world: World, hub: Hub, told: Path) -> None:
+    promote.promote("production", world.delivered(0))
+    (told / "EVENT_PATH").write_text(json.dumps(push_event(world, 2, 3)))
+    merged(world, hub, {3: "release:patch"})
+
+    said = deliver.write_plan()
+
+    assert "deliver=false" in (told / "OUTPUT").read_text().splitlines()
+    assert said.endswith("the patch version that #13 asks for is not made: make release BUMP=patch")
+
+
 def test_a_registry_that_takes_nothing_is_one_line_with_what_to_do(program: Any, world: World) -> None:
     program("docker", "import sys\nsys.stderr.write('x\\ndenied: permission_denied: write_package\\n')\nsys.exit(1)")
 
@@ -253,12 +300,10 @@ def test_a_registry_that_takes_nothing_is_one_line_with_what_to_do(program: Any,
         deliver._engine(["docker", "push", "x"], "ghcr.io/octo/late takes no image")
 
 
-def test_the_plan_is_told_to_later_jobs(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OUTPUT", "STEP_SUMMARY", "EVENT_PATH"):
-        monkeypatch.setenv(f"GITHUB_{name}", str(tmp_path / name))
-    (tmp_path / "EVENT_PATH").write_text(json.dumps(push_event(world, 2, 3)))
+def test_the_plan_is_told_to_later_jobs(world: World, told: Path) -> None:
+    (told / "EVENT_PATH").write_text(json.dumps(push_event(world, 2, 3)))
 
     said = deliver.write_plan()
 
-    assert "deliver=true" in (tmp_path / "OUTPUT").read_text().splitlines()
-    assert (tmp_path / "STEP_SUMMARY").read_text().strip() == said
+    assert "deliver=true" in (told / "OUTPUT").read_text().splitlines()
+    assert (told / "STEP_SUMMARY").read_text().strip() == said

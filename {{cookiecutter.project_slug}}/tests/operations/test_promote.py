@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from host import git
+from host import git, written
 from oci import World, attest, push
 
 from ml import cli
@@ -65,6 +65,7 @@ def test_in_a_workflow_the_tag_names_the_actor_and_the_run(world: World, monkeyp
         "How: delivered",
         "Who: octocat",
         "Run: https://github.test/octo/late/actions/runs/77",
+        "Set: REGISTRY",
     ]
 
 
@@ -415,6 +416,59 @@ def test_a_delivery_that_is_followed_at_once_leaves_the_stage_to_the_other(
     assert world.target.runs.endswith(theirs)
 
 
+def test_who_deploys_last_has_deployed_the_newest(world: World) -> None:
+    first, bad, fix = (world.delivered(number) for number in range(3))
+    promote.run("production", first)
+    real, due = world.target.apply, [lambda: promote.run("production", fix)]
+
+    def late(wanted: Any) -> str:
+        if due:
+            due.pop()()
+        return real(wanted)
+
+    world.target.apply = late
+
+    lines = promote.run("production", bad)
+
+    assert "model#production#3 came meanwhile" in lines
+    world.agrees("production", fix)
+    assert world.target.runs.endswith(fix)
+
+
+@pytest.mark.parametrize("place", ["rollback", "promote"])
+def test_a_machine_that_knows_less_of_where_a_stage_runs_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    first, second = world.delivered(1), world.delivered(2)
+    promote.run("production", first)
+    for name, value in (("DEPLOY_TARGET", "compose"), ("DOCKER_HOST", "ssh://somewhere"), ("COSIGN", "false")):
+        monkeypatch.setenv(name, value)
+    promote.run("production", second)
+    for name in ("DEPLOY_TARGET", "DOCKER_HOST"):
+        monkeypatch.setenv(name, "")
+    tags, again = world.tags(), world.delivered(3)
+    said = "^model#production#2 was made with DEPLOY_TARGET, DOCKER_HOST: set them as the repository's variables are"
+
+    with pytest.raises(UserError, match=said):
+        promote.rollback() if place == "rollback" else promote.run("production", again)
+
+    assert (world.tags(), world.board.issues, promote.status()[1]) == (tags, [], [])
+    monkeypatch.delenv("COSIGN")
+    assert ["was made with COSIGN" in fault for fault in promote.status()[1]] == [True]
+    for name, value in (("DEPLOY_TARGET", "none"), ("DOCKER_HOST", "ssh://somewhere"), ("COSIGN", "false")):
+        monkeypatch.setenv(name, value)
+    promote.rollback()
+    world.agrees("production", first)
+
+
+def test_a_laptops_own_engine_is_nothing_to_remember(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/user/1000/docker.sock")
+
+    promote.run("production", world.delivered(1))
+
+    assert promote.current("production").had == ("REGISTRY",)
+
+
 @pytest.mark.parametrize("what", ["apply", "check"])
 def test_a_stage_goes_back_where_its_new_image_does_not_run(world: World, what: str) -> None:
     good, bad = world.delivered(1), world.delivered(2)
@@ -757,6 +811,46 @@ def test_a_host_that_takes_no_tag_changes_nothing(world: World) -> None:
         promote.run("production", digest)
 
     assert (world.tags(), world.registry.resolve("production"), world.board.deployments) == ([], None, [])
+
+
+UNTAGGED = r"""#!/bin/sh
+while read -r old new ref; do
+    [ "$(git rev-parse "$new^{commit}")" = "$(git rev-parse main)" ] || {
+        echo 'refusing to allow a GitHub App to create or update workflow `x.yml` without `workflows` permission' >&2
+        exit 1
+    }
+done
+"""
+
+
+def test_where_an_old_commit_takes_no_tag_it_lies_on_mains_newest_and_says_which_is_meant(world: World) -> None:
+    first, second = world.delivered(1), world.delivered(3)
+    promote.run("production", first)
+    promote.run("production", second)
+    hook = written(world.origin / "hooks/pre-receive", UNTAGGED.encode())
+    hook.chmod(0o755)
+
+    promote.rollback()
+
+    world.agrees("production", first)
+    entry = promote.current("production")
+    assert (entry.tag, entry.commit) == ("model#production#3", world.commits[1])
+    assert git(world.origin, "rev-parse", "model#production#3^{commit}") == git(world.origin, "rev-parse", "main")
+    assert world.board.deployments[-1]["ref"] == world.commits[1]
+
+
+def test_a_tag_that_says_another_commit_than_its_images_is_not_followed(world: World) -> None:
+    digest = world.delivered(1)
+    promote.run("production", world.delivered(2))
+    text = f"Assign production\n\nDigest: {digest}\nHow: rolled back\nWho: mallory\nCommit: {world.commits[2]}\n"
+    git(Path.cwd(), "tag", "--annotate", "--message", text, "model#production#2", world.commits[3])
+    git(Path.cwd(), "push", "--quiet", "origin", "model#production#2")
+    said = f"model#production#2 says {world.commits[2][:10]}, its image is of {world.commits[1][:10]}"
+
+    faults = promote.status(mend=True)[1]
+
+    assert any(said in fault for fault in faults)
+    assert world.registry.resolve("production") != digest
 
 
 @pytest.mark.parametrize("place", ["_assign", "_wanted"])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from conftest import Program
 from host import Hub, git
 from oci import World
 
@@ -131,6 +133,33 @@ def test_a_release_names_the_digest_that_was_delivered_and_holds_its_files(world
 
 
 @pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "remote: refusing to allow a GitHub App to create or update workflow `x.yml` without `workflows` permission",
+        " ! [remote rejected] model@v1.0.0 -> model@v1.0.0 (refusing to allow a GitHub App to create or update "
+        "workflow `x.yml` without `workflows` permission)\nerror: failed to push some refs to 'origin'",
+    ],
+    ids=["of a hook", "of GitHub"],
+)
+def test_a_commit_that_no_workflow_may_tag_is_told_with_what_to_do(
+    world: World, releases: Releases, inside: None, program: Program, refusal: str
+) -> None:
+    produced(world, 0)
+    real = shutil.which("git")
+    program(
+        "git",
+        f"import os, sys\nif sys.argv[1] == 'push':\n    sys.exit({refusal!r})\nos.execv({real!r}, sys.argv)\n",
+    )
+
+    with pytest.raises(
+        UserError, match=rf"^GitHub lets no workflow tag .* make release COMMIT={world.commits[0][:10]}"
+    ):
+        release.run("minor", None)
+
+    assert releases.made == {}
+
+
 def test_notes_say_what_changed_since_the_version_before(world: World, releases: Releases) -> None:
     produced(world, 0, 0.7)
     release.run("minor", None)

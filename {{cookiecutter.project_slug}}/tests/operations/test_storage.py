@@ -309,8 +309,11 @@ def test_gc_keeps_what_branches_tags_and_the_newest_versions_name(laptop: Path, 
     for name, content in [("old", b"an old version"), ("lost", b"thrown away"), *kept.items()]:
         make({"models/model.onnx": content}, name)
         storage.push()
-        if name in ("old", "new"):
-            git(laptop, "tag", "-a", "-m", name, f"model#production#{1 if name == 'old' else 12}")
+        if name == "old":
+            git(laptop, "tag", "-a", "-m", name, "model#production#1")
+        if name == "new":  # went back to, and its own commit takes no tag
+            text = f"Assign production\n\nCommit: {git(laptop, 'rev-parse', 'HEAD')}\n"
+            git(laptop, "tag", "-a", "-m", text, "model#production#12", "HEAD~2")
         if name == "tag":
             git(laptop, "tag", "-a", "-m", name, "model@v1.0.0")
         if name == "branch":

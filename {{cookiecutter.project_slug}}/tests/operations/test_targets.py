@@ -166,6 +166,16 @@ def test_compose_leaves_nothing_of_a_first_image_that_does_not_start(engine: Pat
         compose.check(wanted(NEW))
 
 
+def test_compose_does_not_deploy_to_a_runner_that_ends(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNER_ENVIRONMENT", "github-hosted")
+
+    with pytest.raises(UserError, match=r"^this runner ends with its job: set the variable DEPLOY_HOST"):
+        compose.apply(wanted())
+
+    monkeypatch.setenv("DOCKER_HOST", "ssh://deploy@machine")
+    assert compose.apply(wanted()) == f"late-staging runs {NEW}"
+
+
 def test_compose_lays_a_stages_own_file_over_the_common_one(engine: Path) -> None:
     compose.plan(wanted())
     compose.FOLDER.mkdir(parents=True)

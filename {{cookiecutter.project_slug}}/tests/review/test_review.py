@@ -803,6 +803,17 @@ def test_production_is_the_newest_assignment_and_not_the_base(workshop: Path) ->
     assert reviewed(against="model#production#1").flips == 0
 
 
+def test_production_is_the_commit_that_its_assignment_means(workshop: Path) -> None:
+    first = sides.Commit.at("main").sha
+    make({"train.settings": {"max_iter": 5}})
+    save("another model")
+    git(workshop, "tag", "--annotate", "--message", f"Go back\n\nCommit: {first}\n", "model#production#1")
+
+    found = reviewed()
+
+    assert (found.production.ref, found.production.commit) == ("model#production#1", first)
+
+
 def test_a_production_without_a_model_is_not_taken_for_a_first_one(workshop: Path) -> None:
     main = sides.Commit.at("main").sha
     git(workshop, "rm", "--quiet", "--cached", "dvc.lock")

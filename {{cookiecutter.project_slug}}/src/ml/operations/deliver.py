@@ -11,7 +11,7 @@ import os
 import subprocess
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ SBOM, GRYPE, SCAN, LOADTEST = (FOLDER / f"{name}.json" for name in ("sbom", "gry
 EXEMPTIONS = Path(".github/vulnerabilities.yml")
 CRITICAL = "Critical"
 BUMPS = ("major", "minor", "patch")
+MERGED = 20  # commits of one push that are asked about
 # What an image holds, beside the model and settings: a change of anything else needs no new image.
 RECIPE = (
     *(f"src/ml/{name}" for name in (*build.CODE, "serving/build.py")),
@@ -95,6 +96,8 @@ def plan(told: dict[str, Any]) -> Plan:
 def write_plan() -> str:
     """Give the plan to later jobs and return it in words."""
     found = plan(ci.event())
+    if not found.deliver:
+        found = replace(found, why=f"{found.why}{_unmet(*asked())}")
     ci.give({name: str(value).lower() for name, value in asdict(found).items() if name != "why"})
     ci.tell(f"{found.why}\n")
     return found.why
@@ -239,17 +242,41 @@ def write_record(digest: str) -> str:
     return f"the record of {made.commit[:10]} lies beside {registry.image}@{digest}: {report.clean(joined.headline)}"
 
 
+def asked() -> tuple[str, str]:
+    """Return the largest version part that labels of the merged pull requests ask for, and whose; empty if none.
+
+    A merge queue merges several at once.
+    """
+    github, told, found = GitHub.open(), ci.event(), dict[str, str]()
+    base = ci.base_of(told) if told else ""
+    words = ("--first-parent", f"--max-count={MERGED if base else 1}", "HEAD", *([f"^{base}"] if base else []))
+    for sha in sides.git("rev-list", *words).decode().split():
+        if request := ci.merged(github, sha):
+            for label in request["labels"]:
+                found.setdefault(label["name"].lower(), f"#{request['number']}")
+    return next(((part, found[f"release:{part}"]) for part in BUMPS if f"release:{part}" in found), ("", ""))
+
+
+def _unmet(bump: str, who: str) -> str:
+    return f"; the {bump} version that {who} asks for is not made: make release BUMP={bump}" if bump else ""
+
+
 def start_release() -> str:
-    """Start the release that a label of the merged pull request asks for, and return which or why none."""
-    github, sha = GitHub.open(), sides.Commit.at("HEAD").sha
-    request = ci.merged(github, sha)
-    names = {label["name"].lower() for label in request["labels"]} if request else set()
-    bump = next((part for part in BUMPS if f"release:{part}" in names), None)
-    if bump is None:
+    """Start the release that a label of a merged pull request asks for, and return which or why none.
+
+    PROMOTED is how the job production ended; where it did not take this commit, nothing is started.
+    """
+    bump, who = asked()
+    if not bump:
         return "no label release:patch, release:minor or release:major: production has no new version"
+    github, sha = GitHub.open(), sides.Commit.at("HEAD").sha
+    if (ended := os.environ.get("PROMOTED", "success")) != "success":
+        said = f"production did not take {sha[:10]} ({ended}){_unmet(bump, who)}"
+        print(f"::warning::{said}")
+        return said
     where, inputs = github.get(".")["default_branch"], {"bump": bump, "commit": sha}
     github.send("POST", "actions/workflows/release.yml/dispatches", {"ref": where, "inputs": inputs})
-    return f"#{request['number']} asks for a {bump} version: release.yml is started"
+    return f"{who} asks for a {bump} version: release.yml is started"
 
 
 # What `ml ci ACTION` does with its words, and what it prints.

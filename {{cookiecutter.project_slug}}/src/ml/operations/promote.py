@@ -33,7 +33,11 @@ LABEL, TASK, DELIVERED = "rollback", "promote", "delivered"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ASSIGNED = re.compile(r"model#([^#!]+)!?#(\d+)")
 VERSION = re.compile(r"model@(v\d+\.\d+\.\d+)")
-SAID = re.compile(r"^(Digest|How|Who|Run): (.*)$", re.MULTILINE)
+SAID = re.compile(r"^(Digest|How|Who|Run|Commit|Set): (.*)$", re.MULTILINE)
+# Where a stage runs and how it is verified; without them a laptop would deploy nowhere and say that all went well.
+VERIFYING = ("ATTEST", "COSIGN", "REGISTRY")
+REMEMBERED = (*VERIFYING, "DEPLOY_TARGET", "DOCKER_HOST")
+UNTAGGED = re.compile(r"without .?workflows.? permission")
 LISTED = "%(refname:lstrip=2)%00%(objectname)%00%(*objectname)%00%(taggerdate:unix)%00%(taggername)%00%(contents)%00"
 MEND = "ml registry status --mend"
 TRIES = 5
@@ -45,7 +49,10 @@ class SupersededError(UserError):
 
 @dataclass(frozen=True)
 class Assignment:
-    """One assignment of a stage, as its GTO tag says; `digest` is empty where somebody made the tag by hand."""
+    """One assignment of a stage, as its GTO tag says; `digest` is empty where somebody made the tag by hand.
+
+    `had` are the names of REMEMBERED that were set when it was made.
+    """
 
     tag: str
     stage: str
@@ -56,6 +63,7 @@ class Assignment:
     how: str
     who: str
     run: str
+    had: tuple[str, ...] = ()
 
     @property
     def when(self) -> str:
@@ -71,7 +79,9 @@ def history(stage: str | None = None) -> list[Assignment]:
             said = dict(SAID.findall(message))
             digest = said.get("Digest", "") if DIGEST.fullmatch(said.get("Digest", "")) else ""
             told = (digest, said.get("How", "by hand"), said.get("Who", tagger), said.get("Run", ""))
-            found.append(Assignment(name, match[1], int(match[2]), peeled, int(seconds or 0), *told))
+            had = tuple(said.get("Set", "").split())
+            commit = said.get("Commit", peeled)
+            found.append(Assignment(name, match[1], int(match[2]), commit, int(seconds or 0), *told, had))
     kept = [entry for entry in found if stage in (None, entry.stage)]
     return sorted(kept, key=lambda entry: (entry.number, entry.stage) if stage else (entry.seconds, entry.number))
 
@@ -116,6 +126,13 @@ class Desk:
             self.verified[digest] = verify(self.registry, digest, self.github)
         return self.verified[digest]
 
+    def proven(self, entry: Assignment) -> Record:
+        """Return the record of an assignment's image; raise UserError where it is not of the commit that it says."""
+        found = self.verify(entry.digest)
+        if found.commit != entry.commit:
+            raise UserError(f"{entry.tag} says {entry.commit[:10]}, its image is of {found.commit[:10]}")
+        return found
+
     def settle(self, stage: str) -> Assignment | None:
         """Let the registry's tag and the Deployment follow the newest GTO tag of a stage, once its image is verified.
 
@@ -127,7 +144,7 @@ class Desk:
                 return None
             if not newest.digest:
                 raise UserError(f"{newest.tag} names no digest, {newest.who} made it by hand: {_remedy(stage)}")
-            self.verify(newest.digest)
+            self.proven(newest)
             try:
                 self.registry.tag(newest.digest, stage)
             except MovedError:
@@ -259,6 +276,17 @@ def run(stage: str, digest: str, how: str = DELIVERED) -> list[str]:
 
 def _run(desk: Desk, stage: str, digest: str, how: str) -> list[str]:
     entry = _promote(desk, stage, digest, how)
+    done = _deploy(desk, entry)
+    # As with tags: the last one to deploy anything has deployed the newest.
+    for _ in range(TRIES):
+        if current(stage) == entry:
+            break
+        entry = desk.settle(stage) or entry
+        done += [f"{_named(entry)} came meanwhile", *_deploy(desk, entry)]
+    return done
+
+
+def _deploy(desk: Desk, entry: Assignment) -> list[str]:
     wanted, target = _wanted(desk, entry), targets.chosen()
     number = desk.deployment(entry)
     try:
@@ -283,9 +311,12 @@ def promote(stage: str, digest: str, how: str = DELIVERED) -> Assignment:
 def _promote(desk: Desk, stage: str, digest: str, how: str) -> Assignment:
     if stage not in STAGES:
         raise UserError(f"{stage[:40]} is no stage: one of {', '.join(STAGES)}")
+    targets.chosen()  # or a wrong name would be told after the tags are made
     for _ in range(TRIES):
         # Read before it is asked whether production is frozen: a rollback that comes later takes the number.
         newest = current(stage)
+        if lacking := _unset(newest):
+            raise UserError(lacking)
         found = desk.verify(digest)
         publish.fetch(found.commit)
         if newest is None or newest.digest != digest:
@@ -312,6 +343,21 @@ def _refuse_late(desk: Desk, stage: str, newest: Assignment | None, found: Recor
         raise SupersededError(f"{stage} has a newer commit than {found.commit[:10]} already ({_named(newest)})")
 
 
+def _remembered() -> tuple[str, ...]:
+    # A laptop may have a DOCKER_HOST of its own.
+    compose = os.environ.get("DEPLOY_TARGET") == "compose"
+    return tuple(name for name in REMEMBERED if compose or name != "DOCKER_HOST")
+
+
+def _unset(newest: Assignment | None, names: tuple[str, ...] = REMEMBERED) -> str:
+    """Return what to set that was set for the newest promotion of a stage and is not set here, empty if nothing."""
+    missing = [name for name in newest.had if name in names and not os.environ.get(name)] if newest else []
+    where = "as variables of the repository" if "GITHUB_ACTIONS" in os.environ else "as the repository's variables are"
+    return (
+        f"{newest.tag} was made with {', '.join(missing)}: set them {where}, or to what is meant now" if missing else ""
+    )
+
+
 def _is_before(commit: str, newest: Assignment) -> bool:
     return not refs.git("merge-base", "--is-ancestor", commit, newest.commit, check=False).returncode
 
@@ -325,22 +371,35 @@ def _assign(stage: str, newest: Assignment | None, digest: str, found: Record, h
     if "GITHUB_ACTIONS" in os.environ:
         own |= dict(zip(("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"), publish.BOT, strict=True))
     tagger = refs.git("var", "GIT_COMMITTER_IDENT", what="git config user.name", env=own).stdout.decode().strip()
-    head = f"object {found.commit}\ntype commit\ntag {tag}\ntagger {tagger}\n"
     who = os.environ.get("GITHUB_ACTOR", tagger.partition(" <")[0])
-    told = {"Digest": digest, "How": how, "Who": who, "Run": run_address()}
-    lines = "".join(f"{key}: {' '.join(text.split())}\n" for key, text in told.items() if text)
-    text = f"{head}\nAssign {stage} to {digest[:19]}\n\n{lines}"
-    made = refs.git("mktag", input=text.encode()).stdout.decode().strip()
+    had = " ".join(name for name in _remembered() if os.environ.get(name))
+    told = {"Digest": digest, "How": how, "Who": who, "Run": run_address(), "Set": had}
+
+    def offer(commit: str, **more: str) -> bool:
+        lines = "".join(f"{key}: {' '.join(text.split())}\n" for key, text in (told | more).items() if text)
+        head = f"object {commit}\ntype commit\ntag {tag}\ntagger {tagger}\n"
+        text = f"{head}\nAssign {stage} to {digest[:19]}\n\n{lines}"
+        made = refs.git("mktag", input=text.encode()).stdout.decode().strip()
+        try:
+            words = ("--quiet", "--no-verify", "--no-follow-tags", "origin", f"{made}:refs/tags/{tag}")
+            refs.git("push", *words, what=f"origin takes no tag {tag}")
+        except SourceError:
+            if (seen := current(stage)) is None or seen == newest:
+                raise
+            # A push whose answer was lost is a success.
+            kept = refs.git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}", check=False)
+            return kept.stdout.decode().strip() == made
+        return True
+
     try:
-        words = ("--quiet", "--no-verify", "--no-follow-tags", "origin", f"{made}:refs/tags/{tag}")
-        refs.git("push", *words, what=f"origin takes no tag {tag}")
-    except SourceError:
-        if (seen := current(stage)) is None or seen == newest:
+        return offer(found.commit)
+    except SourceError as error:
+        if not UNTAGGED.search(str(error)):
             raise
-        # A push whose answer was lost is a success.
-        kept = refs.git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}", check=False)
-        return kept.stdout.decode().strip() == made
-    return True
+        # GitHub lets no workflow tag a commit whose workflow files no branch has any more; main's newest it may tag.
+        head = refs.git("ls-remote", "origin", "HEAD", what="origin cannot be listed").stdout.decode().split()[0]
+        publish.fetch(head)
+        return offer(head, Commit=found.commit)
 
 
 def run_address() -> str:
@@ -352,7 +411,7 @@ def run_address() -> str:
 
 def _wanted(desk: Desk, entry: Assignment) -> targets.Wanted:
     image = f"{desk.registry.image}@{entry.digest}"
-    return targets.Wanted(entry.stage, image, desk.verify(entry.digest).model, entry.commit, _version(entry))
+    return targets.Wanted(entry.stage, image, desk.proven(entry).model, entry.commit, _version(entry))
 
 
 def _put_back(desk: Desk, failed: Assignment) -> str:
@@ -393,6 +452,8 @@ def rollback(version: str | None = None) -> list[str]:
     if not past:
         raise UserError("production has run nothing yet: there is nothing to go back to")
     now, address = past[-1], frozen(desk.github)
+    if lacking := _unset(now):
+        raise UserError(lacking)
     again = not version and address and now.how.startswith("rolled back")
     goal = now if again else _goal(past, version)
     if goal.digest == now.digest:
@@ -485,7 +546,7 @@ def status(*, mend: bool = False) -> tuple[list[str], list[str]]:
         number = desk.deployment(entry, make=False)
         state = _state(desk.github, number) if number else "none"
         rows.append([stage, _version(entry) or "-", *_facts(desk, entry), state])
-        faults += [unmended] if unmended else _disagreements(desk, entry, state)
+        faults += list(filter(None, [unmended or _unset(entry, VERIFYING)])) or _disagreements(desk, entry, state)
     return _table(rows), faults
 
 
@@ -502,7 +563,7 @@ def _disagreements(desk: Desk, entry: Assignment, state: str) -> Iterator[str]:
         yield f"{entry.tag} names no digest, {entry.who} made it by hand: {_remedy(entry.stage)}"
         return
     try:
-        desk.verify(entry.digest)
+        desk.proven(entry)
     except UserError as error:
         yield f"{entry.tag}: {error}; mend: {_remedy(entry.stage)}"
         return

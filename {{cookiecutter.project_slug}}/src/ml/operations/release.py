@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ml import refs
-from ml.errors import UserError
+from ml.errors import SourceError, UserError
 from ml.operations import promote, record
 from ml.operations.github import GitHub
 from ml.operations.publish import BOT
@@ -87,7 +87,13 @@ def tag(version: str, sha: str, digest: str) -> str:
     own = {f"GIT_COMMITTER_{what}": said for what, said in zip(("NAME", "EMAIL"), BOT, strict=True)}
     who = own if os.environ.get("GITHUB_ACTIONS") else {}
     refs.git("tag", "--annotate", "--force", "--message", text, name, sha, env=who, what=f"{name} cannot be made")
-    refs.git("push", "--quiet", "--no-verify", "origin", f"refs/tags/{name}", what=f"origin does not take {name}")
+    try:
+        refs.git("push", "--quiet", "--no-verify", "origin", f"refs/tags/{name}", what=f"origin does not take {name}")
+    except SourceError as error:
+        if not promote.UNTAGGED.search(str(error)):
+            raise
+        remedy = f"on a laptop: make release COMMIT={sha[:10]} (with its BUMP), which starts release.yml too"
+        raise UserError(f"GitHub lets no workflow tag {sha[:10]}, since workflows changed after it; {remedy}") from None
     return f"{name} leads to {sha[:10]}: release.yml publishes it"
 
 

@@ -213,10 +213,10 @@ def dvc(*words: str) -> str:
 
 def _living(home: str, versions: int) -> list[str]:
     stages = sides.production_tags()
-    old = {*stages[: max(len(stages) - versions, 0)]}
+    kept = [sides.assigned(tag) for tag in stages[max(len(stages) - versions, 0) :]]
     spaces = (f"refs/remotes/{home}", "refs/tags", "refs/heads")
     listed = sides.git("for-each-ref", "--format=%(refname)", *spaces).decode()
-    return [name for name in listed.splitlines() if name.removeprefix("refs/tags/") not in old]
+    return kept + [name for name in listed.splitlines() if name.removeprefix("refs/tags/") not in stages]
 
 
 def _ask(what: str) -> None:

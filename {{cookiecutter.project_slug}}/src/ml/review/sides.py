@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STAGE = re.compile(r"model#production#(\d+)")
+MEANT = re.compile(r"^Commit: ([0-9a-f]{40})$", re.MULTILINE)
 
 
 def git(*words: str) -> bytes:
@@ -75,6 +76,12 @@ def newest_production() -> str | None:
     return next(reversed(production_tags()), None)
 
 
+def assigned(tag: str) -> str:
+    """Return the commit that an assignment means: the tag's text names it where GitHub let no tag lie on it."""
+    found = MEANT.search(git("for-each-ref", "--format=%(contents)", f"refs/tags/{tag}").decode(errors="replace"))
+    return found[1] if found else tag
+
+
 def default_base() -> str | None:
     """Return the branch that a change goes to; None in a repository without one."""
     return next((ref for ref in ("origin/main", "main") if commit(ref)), None)
@@ -90,7 +97,7 @@ class Commit:
     @classmethod
     def at(cls, ref: str) -> Commit:
         """Return the commit; raise UserError where git does not know the ref."""
-        if (sha := commit(ref)) is None:
+        if (sha := commit(assigned(ref) if STAGE.fullmatch(ref) else ref)) is None:
             raise UserError(f"{ref} is not a commit that git knows here: fetch it, or name another with --against")
         return cls(ref, sha)
 

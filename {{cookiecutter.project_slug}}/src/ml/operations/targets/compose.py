@@ -29,7 +29,12 @@ class Host:
 
     @classmethod
     def of(cls, wanted: Wanted) -> Host:
-        """Return the engine that DOCKER_HOST names, or this machine's; raise UserError where it has no Compose."""
+        """Return the engine that DOCKER_HOST names, or this machine's; raise UserError where it has no Compose.
+
+        Raises UserError on a runner of GitHub's own too, which ends with its job.
+        """
+        if os.environ.get("RUNNER_ENVIRONMENT") == "github-hosted" and not os.environ.get("DOCKER_HOST"):
+            raise UserError("this runner ends with its job: set the variable DEPLOY_HOST, or DEPLOY_RUNNER")
         engine = image.find_engine()
         known = ((engine, "compose"), ("docker-compose",))
         words = next((w for w in known if shutil.which(w[0]) and not _code(*w, "version")), None)
