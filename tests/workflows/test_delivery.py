@@ -79,10 +79,12 @@ def shop(light: Project, images: Images, tmp_path_factory: pytest.TempPathFactor
 
 
 def merge(world: World, edits: dict, title: str, *, label: str = "", **more: object) -> Run:
-    """Merge a change, and return its delivery."""
+    """Merge a change, delete its branch, and return its delivery."""
     pull = world.pull_request(world.change(edits, title, **more), title=title)
     pull.record.labels += [label] if label else []
-    return world.run(DELIVER, world.merge(pull))
+    event = world.merge(pull)
+    world.repository.git("update-ref", "-d", f"refs/heads/{pull.record.branch}")
+    return world.run(DELIVER, event)
 
 
 @pytest.fixture(scope="module")
