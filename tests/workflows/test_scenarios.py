@@ -10,7 +10,7 @@ import github as fake
 import picture
 import pytest
 from conftest import ROOT
-from scenes import ALL, BEST, MODEL_RED, PULL, REPORT, UNCHANGED, blocked, objects, report_of, trust
+from scenes import ALL, BEST, MODEL_RED, PULL, REPORT, UNCHANGED, blocked, forge, objects, report_of, trust
 from world import PullRequest, World, executes, undeclared
 
 pytestmark = pytest.mark.slow
@@ -158,17 +158,7 @@ def approve(world: World, pull: PullRequest, login: str) -> None:
 
 @executes(PULL, "model")
 def test_a_forged_lock_does_not_give_the_bytes_that_a_retrain_gives(world: World) -> None:
-    place = world.owner
-    place.git("checkout", "--quiet", "--force", "-B", "forge", "main")
-    model = place.project / "models/model.onnx"
-    forged = model.read_bytes().replace(b"skl2onnx", b"skl2Onnx")
-    assert forged != model.read_bytes()
-    model.unlink()
-    model.write_bytes(forged)
-    place.run("dvc", "commit", "--force", "train")
-    place.git("commit", "--quiet", "--no-verify", "--all", "--message", "Write a lock by hand")
-    branch = world.change({}, "Forge", name="forge", base="forge", before=("pipeline",), after=("push",))
-    pull = world.pull_request(branch)
+    pull = world.pull_request(forge(world))
 
     run = world.run(PULL, pull.event())
 
