@@ -56,7 +56,7 @@ def light(judged: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     if docker("info").returncode:
         (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)("docker does not answer")
     project = judged.copy(tmp_path_factory.mktemp("light") / "flight-delays")
-    for path in (project / "tests").rglob("test_*.py"):
+    for path in (project / "tests").rglob("*.py"):
         if path.name not in KEPT_TESTS:
             path.unlink()
     text = (project / "params.yaml").read_text()
