@@ -50,7 +50,11 @@ OURS |= {"VENV", "VIRTUAL_ENV"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the tests' files in memory where there is room: git and SQLite wait for a disk thousands of times."""
+    """Keep the tests' files in memory where there is room: git and SQLite wait for a disk thousands of times.
+
+    Workers train at once, and a thread that waits by spinning keeps a core from the other's.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "TMPDIR" not in os.environ and room() > ROOM:
         folder = tempfile.mkdtemp(prefix="tests-", dir=MEMORY)
         os.environ["TMPDIR"] = tempfile.tempdir = folder
