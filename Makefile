@@ -29,9 +29,6 @@ bake: environment ## make a project in INTO=build (ARGS="--no-input license=MIT"
 	@mkdir -p "$(INTO)"
 	@cookiecutter . --output-dir "$(INTO)" $(ARGS)
 
-# Both workers train at once: a thread that waits by spinning keeps a core from the other's.
-test test-fast: export OMP_WAIT_POLICY ?= passive
-
 .PHONY: test
 test: environment ## run every test (ARGS="-k hostile")
 	@pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

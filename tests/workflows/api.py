@@ -135,9 +135,7 @@ def _pull(github: GitHub, asked: Asked, number: str) -> dict:
 
 @route("PATCH", "/pulls/{number}", "pull-requests")
 def _edit_pull(github: GitHub, asked: Asked, number: str) -> dict:
-    pull = _numbered(asked.repository, number)
-    pull.title, pull.body = asked.body.get("title", pull.title), asked.body.get("body", pull.body)
-    pull.state = asked.body.get("state", pull.state)
+    pull = _edited(_numbered(asked.repository, number), asked, "title", "body", "state")
     return github.pull_json(asked.repository, pull)
 
 
@@ -473,9 +471,7 @@ def _issue(github: GitHub, asked: Asked, number: str) -> dict:
 @route("PATCH", "/issues/{number}", "issues")
 def _edit_issue(github: GitHub, asked: Asked, number: str) -> dict:
     issue = _found(each for each in asked.repository.issues.values() if str(each.number) == number)
-    for name in ("title", "body", "state", "labels"):
-        setattr(issue, name, asked.body.get(name, getattr(issue, name)))
-    return github.issue_json(asked.repository, issue)
+    return github.issue_json(asked.repository, _edited(issue, asked, "title", "body", "state", "labels"))
 
 
 @route("POST", "/attestations", "attestations")
@@ -588,9 +584,7 @@ def _generate_notes(github: GitHub, asked: Asked) -> dict:
 @route("PATCH", "/releases/{number}", "contents")
 def _edit_release(github: GitHub, asked: Asked, number: str) -> dict:
     release = _found(each for each in asked.repository.releases.values() if str(each.id) == number)
-    for name in ("name", "body", "draft", "prerelease"):
-        setattr(release, name, asked.body.get(name, getattr(release, name)))
-    return github.release_json(asked.repository, release)
+    return github.release_json(asked.repository, _edited(release, asked, "name", "body", "draft", "prerelease"))
 
 
 @route("DELETE", "/releases/{number}", "contents")
@@ -622,6 +616,13 @@ def _found(candidates: Iterator) -> object:
     for candidate in candidates:
         return candidate
     raise RefusedError(404, "Not Found")
+
+
+def _edited(kept: object, asked: Asked, *names: str) -> object:
+    """Change of what is kept the fields that the caller names and may change."""
+    for name in names:
+        setattr(kept, name, asked.body.get(name, getattr(kept, name)))
+    return kept
 
 
 def _numbered(repository: Repository, number: str) -> Pull:

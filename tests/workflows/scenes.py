@@ -15,7 +15,7 @@ import github as fake
 import pytest
 from conftest import require
 from real import Project
-from world import PullRequest, Run, World
+from world import Branch, PullRequest, Run, World
 
 PULL, REPORT = "pull-request.yml", "report.yml"
 # A scenario's own tests and load test are few, and one machine loads itself: nothing is to be learned of speed here.
@@ -56,7 +56,7 @@ def light(judged: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     if docker("info").returncode:
         (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)("docker does not answer")
     project = judged.copy(tmp_path_factory.mktemp("light") / "flight-delays")
-    for path in (project / "tests").rglob("test_*.py"):
+    for path in (project / "tests").rglob("*.py"):
         if path.name not in KEPT_TESTS:
             path.unlink()
     text = (project / "params.yaml").read_text()
@@ -95,6 +95,21 @@ def docs_only(opened: World) -> Checked:
     """The checks of a change to prose, of which report.yml can tell."""
     pull = opened.pull_request(opened.change({"README.md": "# Flights\n"}, "Say less"))
     return pull, opened.run(PULL, pull.event())
+
+
+def forge(world: World) -> Branch:
+    """Push a lock that claims other bytes of the model than training gives, and what follows from them."""
+    place = world.owner
+    place.git("checkout", "--quiet", "--force", "-B", "forge", "main")
+    place.run("dvc", "checkout", "--force", "--quiet")
+    model = place.project / "models/model.onnx"
+    forged = model.read_bytes().replace(b"skl2onnx", b"skl2Onnx")
+    assert forged != model.read_bytes()
+    model.unlink()
+    model.write_bytes(forged)
+    place.run("dvc", "commit", "--force", "train")
+    place.git("commit", "--quiet", "--no-verify", "--all", "--message", "Write a lock by hand")
+    return world.change({}, "Forge", name="forge", base="forge", before=("pipeline",), after=("push",))
 
 
 def report_of(world: World, pull: PullRequest) -> str:

@@ -23,6 +23,7 @@ import images as registries
 import pytest
 from images import Images
 from real import Project
+from scenes import forge
 from world import Run, World, executes
 
 pytestmark = pytest.mark.slow
@@ -421,19 +422,8 @@ def refusing() -> Iterator[int]:
 def test_a_model_that_does_not_come_out_again_is_refused(
     shop: World, images: Images, good: Moment, settled: Moment
 ) -> None:
-    place = shop.owner
-    place.git("checkout", "--quiet", "--force", "-B", "forge", "main")
-    place.run("dvc", "checkout", "--force", "--quiet")
-    model = place.project / "models/model.onnx"
-    forged = model.read_bytes().replace(b"skl2onnx", b"skl2Onnx")
-    assert forged != model.read_bytes()
-    model.unlink()
-    model.write_bytes(forged)
-    place.run("dvc", "commit", "--force", "train")
-    place.git("commit", "--quiet", "--no-verify", "--all", "--message", "Write a lock by hand")
-    branch = shop.change({}, "Forge", name="forge", base="forge", before=("pipeline",), after=("push",))
     before = shop.repository.resolve("main")
-    event = shop.merge(shop.pull_request(branch))
+    event = shop.merge(shop.pull_request(forge(shop)))
 
     run = shop.run(DELIVER, event, again=good.run, only=("model",), given={"plan": {"base": before}})
 

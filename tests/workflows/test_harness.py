@@ -383,6 +383,7 @@ def test_some_jobs_of_a_run_are_run_again_with_what_the_others_said(world: World
     own = world.run("checks.yml", failed.event)
     alone = world.run("checks.yml", failed.event, again=own, only=("receive",))
     given = world.run("checks.yml", failed.event, again=own, only=("receive",), given={"build": {"number": "9"}})
+    rebuilt = world.run("checks.yml", failed.event, again=own, only=("build",))
 
     assert alone.jobs == {"build": "success", "receive": "failure"}
     assert given.jobs == {"build": "success", "receive": "success"}
@@ -390,6 +391,7 @@ def test_some_jobs_of_a_run_are_run_again_with_what_the_others_said(world: World
     assert "number is 9" in given.log("receive")
     assert (alone.id, given.id, given.record.attempt) == (own.id, own.id, 3)
     assert given.artifacts == ["plain", "some"]
+    assert (rebuilt.jobs, rebuilt.artifacts) == ({"build": "success"}, given.artifacts)
 
 
 def test_the_api_knows_the_jobs_of_a_run(world: World, failed: Run) -> None:

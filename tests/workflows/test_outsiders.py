@@ -1,4 +1,4 @@
-"""Ring 5: forks, bots, hostile artifacts, new repositories and failing services: the workflows, executed for real."""
+"""Ring 5: forgers, forks, bots, hostile artifacts, new repositories, failing services: workflows, executed for real."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import github as fake
 import pytest
 from real import Project
-from scenes import ALL, BEST, PULL, REPORT, UNCHANGED, Checked, blocked, objects, report_of
+from scenes import ALL, BEST, MODEL_RED, PULL, REPORT, UNCHANGED, Checked, blocked, forge, objects, report_of
 from world import PullRequest, Run, World, executes
 
 pytestmark = pytest.mark.slow
@@ -25,6 +25,17 @@ def fresh(light: Project, tmp_path: Path) -> Iterator[World]:
     project.commit("Bake")
     with World.open(tmp_path / "world", project, name="octocat/fresh") as world:
         yield world
+
+
+@executes(PULL, "model")
+def test_a_forged_lock_does_not_give_the_bytes_that_a_retrain_gives(world: World) -> None:
+    pull = world.pull_request(forge(world))
+
+    run = world.run(PULL, pull.event())
+
+    assert run.jobs == MODEL_RED, run.faults
+    assert "determinism" in blocked(run)
+    assert "the retrain gives other bytes" in run.log("model")
 
 
 @executes(PULL, "data", "model", "service")
@@ -53,8 +64,8 @@ def test_a_fork_needs_no_secret_and_keeps_its_own_objects(world: World) -> None:
     assert stored.jobs == {"comment": "skipped", "commit-lock": "skipped", "store": "success"}
     assert objects(world) > before
     assert world.calls("POST", rf"actions/runs/{main.id}/rerun-failed-jobs")
-    again = world.run(PULL, main.event, again=main)
-    assert again.jobs["model"] == "success"
+    again = world.run(PULL, main.event, again=main, only=("model",))
+    assert again.jobs == {"data": "success", "model": "success"}, again.faults
 
 
 @executes(REPORT, "comment")

@@ -145,36 +145,16 @@ def test_a_looser_gate_is_red_until_a_code_owner_approves(world: World) -> None:
     assert "loosens the gates" in report_of(world, pull).split("##")[0]
 
     approve(world, pull, "octocat")
-    again = world.run(PULL, pull.event("synchronize"), again=run)
+    # GitHub's "Re-run failed jobs" also runs what needs them.
+    again = world.run(PULL, run.event, again=run, only=("model", "service", "report", "all-checks-pass"))
     world.report(again)
 
-    assert again.jobs["model"] == "success"
+    assert again.jobs == ALL, again.faults
     assert "Approved: octocat" in report_of(world, pull).replace("`", "")
 
 
 def approve(world: World, pull: PullRequest, login: str) -> None:
     pull.record.reviews.append(fake.Review(world.github.next_id(), login, "APPROVED", pull.record.sha))
-
-
-@executes(PULL, "model")
-def test_a_forged_lock_does_not_give_the_bytes_that_a_retrain_gives(world: World) -> None:
-    place = world.owner
-    place.git("checkout", "--quiet", "--force", "-B", "forge", "main")
-    model = place.project / "models/model.onnx"
-    forged = model.read_bytes().replace(b"skl2onnx", b"skl2Onnx")
-    assert forged != model.read_bytes()
-    model.unlink()
-    model.write_bytes(forged)
-    place.run("dvc", "commit", "--force", "train")
-    place.git("commit", "--quiet", "--no-verify", "--all", "--message", "Write a lock by hand")
-    branch = world.change({}, "Forge", name="forge", base="forge", before=("pipeline",), after=("push",))
-    pull = world.pull_request(branch)
-
-    run = world.run(PULL, pull.event())
-
-    assert run.jobs == MODEL_RED, run.faults
-    assert "determinism" in blocked(run)
-    assert "the retrain gives other bytes" in run.log("model")
 
 
 def test_every_job_of_every_workflow_has_a_scenario_that_executes_it() -> None:

@@ -1,14 +1,15 @@
-"""What the stand-in actions share: their inputs, outputs and messages, and a way to call the API."""
+"""What the stand-in actions share: their inputs, outputs and messages, and a way to call the API.
+
+Hundreds of steps import it, so what takes long to import is left to those that need it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def lines(name: str) -> list[str]:
 
 
 def output(name: str, value: object) -> None:
-    end = secrets.token_hex(8)
+    end = os.urandom(8).hex()
     with open(os.environ["GITHUB_OUTPUT"], "a") as file:
         file.write(f"{name}<<{end}\n{value}\n{end}\n")
 
@@ -69,22 +70,21 @@ def job_token(value: str) -> str:
     return json.loads(Path(os.environ["STAND_INS_TOKENS"]).read_text())[os.environ["GITHUB_JOB"]]
 
 
-class _Kept(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect without the caller's token."""
-
-    def redirect_request(self, request, *rest):
-        made = super().redirect_request(request, *rest)
-        made.headers.pop("Authorization", None)
-        return made
-
-
 def call(path: str, token: str, *, method: str = "GET", body: object = None) -> bytes:
-    """Return what the API answers; raise HTTPError where it refuses."""
+    """Return what the API answers; raise HTTPError where it refuses. A redirect is followed without the token."""
+    import urllib.request
+
+    class Kept(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, request, *rest):
+            made = super().redirect_request(request, *rest)
+            made.headers.pop("Authorization", None)
+            return made
+
     headers = {"Accept": "application/vnd.github+json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else json.dumps(body).encode()
     address = path if path.startswith("https:") else os.environ["GITHUB_API_URL"] + path
     request = urllib.request.Request(address, data, headers, method=method)
-    with urllib.request.build_opener(_Kept).open(request, timeout=60) as answer:
+    with urllib.request.build_opener(Kept).open(request, timeout=60) as answer:
         return answer.read()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def make(prepared: Path, target: Path) -> None:
     for entry in packages.iterdir():
         if entry not in project and entry.name != "__pycache__":
             (shared / entry.name).symlink_to(entry)
+    if (compiled := packages / "__pycache__").is_dir():
+        # Else every job compiles the modules that are a file each.
+        shutil.copytree(compiled, shared / "__pycache__")
     (target / "pyvenv.cfg").unlink()
     (target / "pyvenv.cfg").write_text(rewritten(prepared / "pyvenv.cfg", prepared, target))
     interpreter, lock = (prepared / ".stamp").read_text().splitlines()

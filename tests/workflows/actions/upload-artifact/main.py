@@ -69,7 +69,7 @@ def main() -> None:
         {"warn": warn, "error": fail, "ignore": print}[text("if-no-files-found") or "warn"](message)
         return
     target = Path(os.environ["STAND_INS_ARTIFACTS"]) / os.environ["GITHUB_RUN_ID"] / f"{name}.zip"
-    if target.exists() and not true("overwrite"):
+    if target.exists() and not true("overwrite") and not of_an_earlier_attempt(target):
         fail(
             "Failed to CreateArtifact: Received non-retryable error: (409) Conflict: an artifact with this name exists"
         )
@@ -83,11 +83,18 @@ def main() -> None:
     print(f"{len(files)} files uploaded as {name}")
 
 
+def of_an_earlier_attempt(packed: Path) -> bool:
+    """Return whether a job that is now run again made it: each attempt has artifacts of its own, the newest counts."""
+    with zipfile.ZipFile(packed) as archive:
+        return archive.comment not in (b"", os.environ["GITHUB_RUN_ATTEMPT"].encode())
+
+
 def pack(target: Path, root: Path, files: list[Path]) -> None:
     """Write the packed file; permissions are lost, as at GitHub."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".tmp")
     with zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED, compresslevel=number("compression-level", 6)) as archive:
+        archive.comment = os.environ["GITHUB_RUN_ATTEMPT"].encode()
         for file in files:
             entry = zipfile.ZipInfo(file.relative_to(root).as_posix())
             entry.external_attr = 0o100644 << 16

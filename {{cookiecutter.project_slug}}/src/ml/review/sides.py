@@ -29,10 +29,10 @@ def git(*words: str) -> bytes:
     except OSError:
         raise UserError("git is not on PATH: install it, since a review compares with what git holds") from None
     except subprocess.CalledProcessError as error:
-        reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-        if "not a git repository" in reason:
+        told = error.stderr.decode(errors="replace")
+        if "not a git repository" in told:
             raise UserError("this folder is not a git repository: run make setup, which makes it one") from None
-        raise UserError(f"git {words[0]}: {reason}") from None
+        raise UserError(f"git {words[0]}: {(told.strip().splitlines() or ['no reason given'])[-1]}") from None
 
 
 def commit(ref: str) -> str | None:
