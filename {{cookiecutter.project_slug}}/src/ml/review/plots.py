@@ -96,8 +96,12 @@ def draw(
                 "calibration": lambda: _calibration(verdict, "mean prediction", "mean truth"),
                 "residuals": lambda: _residuals(truth, models),
             }
-    drawn |= {"shift": lambda: _shift(verdict), "importance": lambda: _importance(verdict)}
-    return _written(drawn) | slices(verdict)
+    drawn |= {
+        "slices": lambda: _slices(verdict),
+        "shift": lambda: _shift(verdict),
+        "importance": lambda: _importance(verdict),
+    }
+    return _written(drawn)
 
 
 def slices(verdict: Verdict) -> dict[str, str]:
