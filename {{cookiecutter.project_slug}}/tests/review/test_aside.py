@@ -20,10 +20,12 @@ def test_the_second_process_looks_at_the_lock_of_this_folder_and_draws_the_same(
 
     with aside.second_process() as other:
         found = other.problems()
-        drawings = other.draw(*drawn)
+        drawings = other.start_drawing(*drawn)()
+        slices = other.slices(drawn[0])
 
     assert [problem.what for problem in found] == ["dvc.lock does not exist"]
     assert drawings == plots.draw(*drawn)
+    assert slices == {"slices": drawings["slices"]}
 
 
 def test_the_second_process_compares_groups_as_this_one_does(tiny_project: Path) -> None:
@@ -58,4 +60,4 @@ def test_a_second_process_that_is_killed_is_one_line(tiny_project: Path) -> None
         kill(other.executor)
 
         with pytest.raises(UserError, match="second process was ended from outside"):
-            other.draw()
+            other.start_drawing()()

@@ -146,7 +146,8 @@ def workshop(pristine_workshop: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.copytree(pristine_workshop, path)
     monkeypatch.chdir(path)
     without_tools(monkeypatch)
-    monkeypatch.setattr(plots, "draw", lambda *_: {})
+    for draw in ("draw", "slices"):
+        monkeypatch.setattr(plots, draw, lambda *_: {})
     return path
 
 
@@ -223,6 +224,8 @@ def test_the_models_are_drawn_for_every_task(workshop: Path, monkeypatch: pytest
 
     reviewed()
 
+    drawings = json.loads((review.FOLDER / review.DRAWINGS).read_text())["drawings"]
+    assert {"roc", "calibration", "confusion", "slices", "importance"} <= set(drawings)
     assert "<svg" in (review.FOLDER / "report.html").read_text()
 
 

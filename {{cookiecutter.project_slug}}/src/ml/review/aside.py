@@ -17,7 +17,7 @@ from ml.errors import UserError
 
 if TYPE_CHECKING:
     from ml.review.lock import Problem
-    from ml.review.verdict import Group
+    from ml.review.verdict import Group, Verdict
 
 
 class Aside:
@@ -34,12 +34,19 @@ class Aside:
 
     def start_groups(self, *words: Any) -> Callable[[], list[Group]]:
         """Return what gives, once it is there, what `groups.figures` gives."""
-        started = self.executor.submit(_call, "groups", "figures", *words)
-        return lambda: _result(started)
+        return self._start("groups", "figures", *words)
 
-    def draw(self, *words: Any) -> dict[str, str]:
-        """Return what `plots.draw` gives."""
-        return _result(self.executor.submit(_call, "plots", "draw", *words))
+    def start_drawing(self, *words: Any) -> Callable[[], dict[str, str]]:
+        """Return what gives, once it is there, what `plots.draw` gives."""
+        return self._start("plots", "draw", *words)
+
+    def slices(self, verdict: Verdict) -> dict[str, str]:
+        """Return what `plots.slices` gives."""
+        return self._start("plots", "slices", verdict)()
+
+    def _start(self, *words: Any) -> Callable[[], Any]:
+        started = self.executor.submit(_call, *words)
+        return lambda: _result(started)
 
 
 @contextmanager

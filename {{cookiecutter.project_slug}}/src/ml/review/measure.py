@@ -195,11 +195,9 @@ def sliced(params: Params, ours: Candidate, theirs: Production | None) -> list[S
     found = []
     for key, at in places.items():
         judged = at[theirs.mask[at]] if theirs else at[:0]
-        before = (
-            compare.measure(params, theirs.contract, ours.truth[judged], theirs.scores[judged], only=name)
-            if len(judged)
-            else None
-        )
+        before = None
+        if len(judged):
+            before = compare.measure(params, theirs.contract, ours.truth[judged], theirs.scores[judged], only=name)
         found.append(
             Slice(
                 name=key,
@@ -230,11 +228,7 @@ def columns(params: Params, ours: Candidate, base: sides.Commit | None, own_lock
     target = params.data.target
     learned = ours.train.iloc[:: max(1, len(ours.train) // data.SAMPLED)]
     labels = train.target(learned, params)
-    alone = {
-        name: data.alone(learned[name], labels, ours.holdout[name], ours.truth, params.task)
-        for name in fields
-        if name in ours.train
-    }
+    alone = {name: data.alone(learned[name], labels, ours.holdout[name], ours.truth, params.task) for name in fields}
     both = pd.concat([ours.train, ours.holdout], ignore_index=True)
     before, found = None, []
     theirs = base.outputs() if base else {}

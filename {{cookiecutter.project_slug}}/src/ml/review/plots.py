@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -100,6 +101,15 @@ def draw(
         "shift": lambda: _shift(verdict),
         "importance": lambda: _importance(verdict),
     }
+    return _written(drawn)
+
+
+def slices(verdict: Verdict) -> dict[str, str]:
+    """Return the drawing of the slices alone, which are measured last; none where the verdict has none yet."""
+    return _written({"slices": lambda: _slices(verdict)})
+
+
+def _written(drawn: dict[str, Callable[[], tuple[Figure, str] | None]]) -> dict[str, str]:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The page's fonts have the letters that matplotlib's own lack.
         warnings.filterwarnings("ignore", message="Glyph .* missing")

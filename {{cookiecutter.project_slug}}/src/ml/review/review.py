@@ -121,7 +121,7 @@ def collect(
     other: Aside,
     committed: bool,
 ) -> tuple[Facts, dict[str, Any]]:
-    """Return the facts, and what only the report shows (with the scores that are drawn)."""
+    """Return the facts, and what only the report shows (with the sides, and what gives their drawings)."""
     found, shown = Collector(), dict[str, Any]()
 
     def problems() -> dict[str, Any]:
@@ -155,12 +155,9 @@ def collect(
     asked, whole = (ours.runtime, ours.contract, ours.holdout), found.facts["whole"]
     found.take(lambda: {"behaviour": behaviour.failures(cases, *asked), "cases": len(cases.all())}, "behaviour")
     found.take(lambda: {"parity": measure.parity(ours), "misreported": measure.misreported(whole)}, "parity")
-    # Last, since resampling uses every core, of which the second process has left one by now.
+    # Late, since resampling uses every core, of which the second process has left one by now; the slices last, beside
+    # which the second process draws the rest.
     found.take(lambda: {"metrics": measure.compared(params, ours, theirs, measure.noise())}, "harm", "calibration")
-    found.take(lambda: {"slices": measure.sliced(params, ours, theirs)}, "slices")
-    if (grouping := found.facts.pop("grouping", None)) is not None:
-        found.take(lambda: {"groups": grouping()}, "fairness")
-    found.facts["measured"] = measure.results(hashlib.sha256(ours.model).hexdigest())
     shown["reliability"] = measure.reliability(params, ours.truth, ours.scores, ours.contract)
     known = theirs.importance if theirs and theirs.same else {}
     shown["importance"] = [
@@ -174,6 +171,13 @@ def collect(
         shown["reliability_before"] = measure.reliability(
             params, ours.truth[theirs.mask], theirs.scores[theirs.mask], theirs.contract
         )
+    seen = {key: found.facts[key] for key in ("metrics", "columns") if key in found.facts}
+    seen = Verdict.model_construct(task=params.task, objective=params.objective.metric, **seen, **shown)
+    shown["drawn"] = other.start_drawing(*to_draw(seen, ours, theirs))
+    found.take(lambda: {"slices": measure.sliced(params, ours, theirs)}, "slices")
+    if (grouping := found.facts.pop("grouping", None)) is not None:
+        found.take(lambda: {"groups": grouping()}, "fairness")
+    found.facts["measured"] = measure.results(hashlib.sha256(ours.model).hexdigest())
     found.take(problems, "lock")
     shown["sides"] = (ours, theirs)
     facts = Facts(first=against is None, **found.facts, unjudged=found.unjudged, broken=found.broken)
@@ -250,7 +254,8 @@ def run(
         base_results, own_results = results, gates.judge(own_facts, params, approved)
         if approved:
             facts, shown, results = own_facts, own_shown, own_results
-    seen_sides, code = shown.pop("sides", None), sides.changed(at_base.sha) if at_base else []
+    seen_sides, drawn = shown.pop("sides", None), shown.pop("drawn", None)
+    code = sides.changed(at_base.sha) if at_base else []
     verdict = Verdict(
         project=project()["name"],
         task=params.task,
@@ -284,7 +289,7 @@ def run(
         commands=commands(commit.get("git.commit", ""), at_other, at_base),
         **shown,
     )
-    write(verdict, seen_sides, params, other)
+    write(verdict, seen_sides, params, lambda: drawn() | other.slices(verdict))
     return verdict
 
 
@@ -292,13 +297,12 @@ def write(
     verdict: Verdict,
     seen: tuple[measure.Candidate, measure.Production | None] | None,
     params: Params,
-    other: Aside,
+    drawn: Callable[[], dict[str, str]],
 ) -> None:
     """Write verdict, report and page, and the card where there is a model."""
     drawings = {}
     if seen is not None:
-        drawings = other.draw(*to_draw(verdict, *seen))
-        ours = seen[0]
+        drawings, ours = drawn(), seen[0]
         content = card.card(verdict, card_facts(verdict, params, ours))
         write_bytes(content.encode(), CARD)
         write_json({"model": hashlib.sha256(ours.model).hexdigest(), "drawings": drawings}, FOLDER / DRAWINGS)
