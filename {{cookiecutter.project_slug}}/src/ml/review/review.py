@@ -227,6 +227,7 @@ def run(
     other_ref = against or sides.newest_production() or base_ref
     at_other = sides.Commit.at(other_ref) if other_ref else None
     model, commit = str(train.MODEL), tracking.commit()
+    sha, dirty = commit.get("git.commit", ""), commit.get("git.dirty") == "true"
     if at_other is not None and model not in at_other.outputs():
         if against:
             raise UserError(f"{against} has no {model} in its dvc.lock: name a commit that has one with --against")
@@ -262,12 +263,7 @@ def run(
         decision=params.objective.decision,
         objective=judged_by.objective.metric,
         confidence=judged_by.review.confidence,
-        candidate=Side(
-            ref="work tree",
-            commit=commit.get("git.commit", ""),
-            dirty=commit.get("git.dirty") == "true",
-            model=own_lock.get(model, ""),
-        ),
+        candidate=Side(ref="work tree", commit=sha, dirty=dirty, model=own_lock.get(model, "")),
         production=at_other.side() if at_other else None,
         base=at_base.side() if at_base else None,
         approved=approved,
@@ -286,7 +282,7 @@ def run(
         code=code,
         service=facts.measured.get("service", {}),
         environment=tracking.environment(),
-        commands=commands(commit.get("git.commit", ""), at_other, at_base),
+        commands=commands(sha, at_other, at_base),
         **shown,
     )
     write(verdict, seen_sides, params, lambda: drawn() | other.slices(verdict))
