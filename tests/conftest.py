@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,32 +40,14 @@ FIRST = (
     "test_deploy.py",
     "test_loadtest.py",
 )
-MEMORY = Path("/dev/shm")
-ROOM = 16e9  # bytes; all environments and projects of a whole run
 # Of the caller's environment; without bytecode on disk every one of a pipeline's processes would compile its imports.
 OURS = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "PYTHONDONTWRITEBYTECODE", "REWRITE"}
 OURS |= {"VENV", "VIRTUAL_ENV"}
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Keep the tests' files in memory where there is room: git and SQLite wait for a disk thousands of times.
-
-    Workers train at once, and a thread that waits by spinning keeps a core from the other's.
-    """
+def pytest_configure() -> None:
+    """Let no thread wait by spinning: workers train at once, and it would keep a core from the other's."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if "TMPDIR" not in os.environ and room() > ROOM:
-        folder = tempfile.mkdtemp(prefix="tests-", dir=MEMORY)
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-
-
-def room() -> int:
-    """Return how many bytes of programs and data memory can take up."""
-    known = Path("/proc/meminfo")
-    if not known.exists() or not MEMORY.is_dir() or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
-        return 0
-    available = re.search(r"MemAvailable: +(\d+) kB", known.read_text())
-    return min(shutil.disk_usage(MEMORY).free, int(available[1]) * 1024)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,8 @@ from server import serving
 OWNER = "octocat"
 DEPENDABOT = "dependabot[bot]"
 STAND_INS = act.STAND_INS
+MEMORY = Path("/dev/shm")
+ROOM = 4e9  # bytes; the jobs of two runs at once
 PRODUCT_WORKFLOWS = ROOT / PRODUCT / ".github/workflows"
 Edit = str | bytes | None | tuple[str, str] | list[tuple[str, str]]
 
@@ -392,8 +395,6 @@ class World:
         assert event.name in document["on"], f"{file} does not start on {event.name}"
         record = self.record(number, file, document, event, attempt)
         environment = act.host_environment(self.home(folder), trusted(self.github), self.folder / "tools")
-        # act works below it, and BentoML reads no hidden folder.
-        environment["XDG_CACHE_HOME"] = str(folder / "home/cache")
         environment |= self.stand_ins(missing, file)
         secrets = self.tokens(document, event, folder)
         environment |= {"STAND_INS_TOKENS": str(folder / "tokens.json"), "STAND_INS_RUN_TOKEN": secrets["GITHUB_TOKEN"]}
@@ -411,7 +412,10 @@ class World:
             runners=runners,
         )
         began = time.monotonic()
-        outcome = act.execute(words, source, environment, document, file, functools.partial(self.told, record))
+        with workspace(folder) as place:
+            # act works below it, and BentoML reads no hidden folder.
+            environment |= dict.fromkeys(("XDG_CACHE_HOME", "TMPDIR"), str(place))
+            outcome = act.execute(words, source, environment, document, file, functools.partial(self.told, record))
         outcome.seconds = time.monotonic() - began
         self.finish(record, outcome)
         run = Run(number, outcome, record, folder, self.repository, event)
@@ -592,6 +596,15 @@ class World:
         """Return what GitHub would start, as (event, ref): no push of a workflow's own token, but its dispatches."""
         pushes = [("push", each.ref) for each in self.github.pushes if each.token.kind == "app"]
         return pushes + [(each.file, each.ref) for each in self.repository.dispatches]
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """Yield a folder for the jobs of a run, in memory where there is room: git and SQLite often wait for a disk."""
+    able = MEMORY.is_dir() and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+    where = MEMORY if able and shutil.disk_usage(MEMORY).free > ROOM else folder
+    with tempfile.TemporaryDirectory(prefix="act-", dir=where, ignore_cleanup_errors=True) as place:
+        yield Path(place)
 
 
 def outputs_of(run: Run, given: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
