@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -272,25 +273,42 @@ def set_up(bake: Bake, folder: Path) -> Project:
     return project
 
 
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Project]) -> Project:
+    """Return this worker's copy of a project that one worker makes, below a folder, for all of them."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"shared-{name}"
+    done = folder.with_suffix(".done")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            done.write_text(str(make(folder).folder))
+    return Project(Path(done.read_text())).copy(factory.mktemp(name) / "flight-delays")
+
+
 @pytest.fixture(scope="session")
 def prepared(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project after `make setup`; its environment is the one that copies share."""
-    return set_up(bake, tmp_path_factory.mktemp("real"))
+    """A project after `make setup`; its environment is the one that copies share. Not to be changed."""
+    return shared(tmp_path_factory, "real", lambda folder: set_up(bake, folder))
 
 
 @pytest.fixture(scope="session")
-def full(prepared: Project) -> Project:
+def full(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project after its first `make pipeline` on all ten months, committed. Not to be changed."""
-    prepared.done("make", "pipeline")
-    prepared.commit("Train the first model")
-    return prepared
+
+    def made(folder: Path) -> Project:
+        project = prepared.copy(folder / "full")
+        project.done("make", "pipeline")
+        project.commit("Train the first model")
+        return project
+
+    return shared(tmp_path_factory, "full", made)
 
 
 def cut(prepared: Project, folder: Path, days: int, settings: dict[str, str]) -> Project:
     """Return a copy on the first days of three months, trained and committed; `sources/` also has November."""
     project = prepared.copy(folder)
-    if (project / "dvc.lock").exists():
-        project.forget()
     project.python(CUT.replace("DAYS", str(days)))
     text = (project / "params.yaml").read_text()
     for old, new in settings.items():
@@ -305,20 +323,24 @@ def cut(prepared: Project, folder: Path, days: int, settings: dict[str, str]) ->
 @pytest.fixture(scope="session")
 def small(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Three days of three months. Not to be changed."""
-    return cut(prepared, tmp_path_factory.mktemp("small") / "small", 3, SMALLER)
+    return shared(tmp_path_factory, "small", lambda folder: cut(prepared, folder / "small", 3, SMALLER))
 
 
 @pytest.fixture(scope="session")
 def judged(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Seven days of three months, enough rows for every gate to judge. Not to be changed."""
-    project = cut(prepared, tmp_path_factory.mktemp("judged") / "judged", 7, FEWER)
-    cases = (project / "tests/behaviour.yaml").read_text()
-    for old, new in LESS_EXPECTED.items():
-        assert old in cases, old
-        cases = cases.replace(old, new)
-    (project / "tests/behaviour.yaml").write_text(cases)
-    project.commit("Expect less")
-    return project
+
+    def made(folder: Path) -> Project:
+        project = cut(prepared, folder / "judged", 7, FEWER)
+        cases = (project / "tests/behaviour.yaml").read_text()
+        for old, new in LESS_EXPECTED.items():
+            assert old in cases, old
+            cases = cases.replace(old, new)
+        (project / "tests/behaviour.yaml").write_text(cases)
+        project.commit("Expect less")
+        return project
+
+    return shared(tmp_path_factory, "judged", made)
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import github as fake
 import pytest
 from conftest import require
-from real import Project
+from real import Project, shared
 from world import Branch, PullRequest, Run, World
 
 PULL, REPORT = "pull-request.yml", "report.yml"
@@ -55,7 +56,11 @@ def light(judged: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A trained project whose checks are quick, with the layers of its image built, so that no job needs a network."""
     if docker("info").returncode:
         (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)("docker does not answer")
-    project = judged.copy(tmp_path_factory.mktemp("light") / "flight-delays")
+    return shared(tmp_path_factory, "light", lambda folder: lightened(judged, folder))
+
+
+def lightened(judged: Project, folder: Path) -> Project:
+    project = judged.copy(folder / "light")
     for path in (project / "tests").rglob("*.py"):
         if path.name not in KEPT_TESTS:
             path.unlink()
