@@ -487,7 +487,8 @@ def model(project: Project) -> str:
 def test_without_a_target_the_published_image_is_asked_here(
     project: Project, images: dict[str, str], model: str
 ) -> None:
-    assert "nothing is deployed" in call(project, "none", "apply", wanted(images["good"], model))
+    assert "deployed nowhere" in call(project, "none", "plan", wanted(images["good"], model))
+    assert call(project, "none", "apply", wanted(images["good"], model)).endswith(" is published as staging")
     assert call(project, "none", "check", wanted(images["good"], model)).startswith(
         f"flight-delays-staging answers as {model[:12]}"
     )

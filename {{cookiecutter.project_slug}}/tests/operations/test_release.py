@@ -132,7 +132,6 @@ def test_a_release_names_the_digest_that_was_delivered_and_holds_its_files(world
     assert "Learn less by @ada" in body
 
 
-@pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -160,6 +159,7 @@ def test_a_commit_that_no_workflow_may_tag_is_told_with_what_to_do(
     assert releases.made == {}
 
 
+@pytest.mark.usefixtures("inside")
 def test_notes_say_what_changed_since_the_version_before(world: World, releases: Releases) -> None:
     produced(world, 0, 0.7)
     release.run("minor", None)
