@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
@@ -25,12 +26,9 @@ class Aside:
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self.looked = executor.submit(_call, "lock", "problems", Path.cwd())
+        # What keeps the lock of this folder from being current, as `lock.problems` gives it.
+        self.problems: Callable[[], list[Problem]] = self._start("lock", "problems", Path.cwd())
         executor.submit(_get_ready)
-
-    def problems(self) -> list[Problem]:
-        """Return what keeps the lock of this folder from being current; raise UserError as `lock.problems` does."""
-        return _result(self.looked)
 
     def start_groups(self, *words: Any) -> Callable[[], list[Group]]:
         """Return what gives, once it is there, what `groups.figures` gives."""
@@ -45,8 +43,8 @@ class Aside:
         return self._start("plots", "slices", verdict)()
 
     def _start(self, *words: Any) -> Callable[[], Any]:
-        started = self.executor.submit(_call, *words)
-        return lambda: _result(started)
+        started = _told(lambda: self.executor.submit(_call, *words))
+        return lambda: _told(started.result)
 
 
 @contextmanager
@@ -57,14 +55,15 @@ def second_process() -> Iterator[Aside]:
         yield Aside(executor)
 
 
-def _result(future: Future[Any]) -> Any:
+def _told(ask: Callable[[], Any]) -> Any:
     try:
-        return future.result()
+        return ask()
     except BrokenExecutor:
         raise UserError("the review's second process was ended from outside, perhaps for want of memory") from None
 
 
 def _begin() -> None:
+    gc.disable()
     # Ctrl-C reaches both; the first one ends the second.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Taking all that was imported apart again would keep the first one waiting for half a second.
