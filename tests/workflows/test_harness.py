@@ -582,10 +582,14 @@ def test_nobody_pushes_to_the_refs_of_pull_requests(opened: World) -> None:
     assert opened.owner.git("fetch", "--quiet", "origin", "refs/pull/1/merge") == ""
 
 
+def address_of_a_run(world: World) -> str:
+    """Return where git pushes with the token of a run that may write contents."""
+    token = world.github.token(fake.WORKFLOW_LOGIN, {"contents": "write"}, world.repository.name, "workflow")
+    return f"{world.github.address.replace('//', f'//x:{token.value}@')}/{world.repository.name}"
+
+
 def test_the_token_of_a_run_does_not_change_workflows(opened: World) -> None:
-    granted = {"contents": "write"}
-    token = opened.github.token(fake.WORKFLOW_LOGIN, granted, opened.repository.name, "workflow")
-    address = f"{opened.github.address.replace('//', f'//x:{token.value}@')}/{opened.repository.name}"
+    address = address_of_a_run(opened)
     opened.change({"number.txt": "3\n"}, "Be smaller")
     opened.owner.git("push", "--quiet", "--no-verify", address, "HEAD:refs/heads/numbers")
 
@@ -597,8 +601,7 @@ def test_the_token_of_a_run_does_not_change_workflows(opened: World) -> None:
 
 
 def test_the_token_of_a_run_tags_no_commit_whose_workflows_no_branch_has_any_more(opened: World) -> None:
-    token = opened.github.token(fake.WORKFLOW_LOGIN, {"contents": "write"}, opened.repository.name, "workflow")
-    address = f"{opened.github.address.replace('//', f'//x:{token.value}@')}/{opened.repository.name}"
+    address = address_of_a_run(opened)
     before = opened.repository.resolve("main")
     tried(opened, "push", address, f"{before}:refs/tags/same")
     opened.merge(

@@ -33,7 +33,7 @@ LABEL, TASK, DELIVERED = "rollback", "promote", "delivered"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ASSIGNED = re.compile(r"model#([^#!]+)!?#(\d+)")
 VERSION = re.compile(r"model@(v\d+\.\d+\.\d+)")
-SAID = re.compile(r"^(Digest|How|Who|Run|Commit|Set): (.*)$", re.MULTILINE)
+SAID = re.compile(r"^(Digest|How|Who|Run|Set): (.*)$", re.MULTILINE)
 # Where a stage runs and how it is verified; without them a laptop would deploy nowhere and say that all went well.
 VERIFYING = ("ATTEST", "COSIGN", "REGISTRY")
 REMEMBERED = (*VERIFYING, "DEPLOY_TARGET", "DOCKER_HOST")
@@ -80,7 +80,8 @@ def history(stage: str | None = None) -> list[Assignment]:
             digest = said.get("Digest", "") if DIGEST.fullmatch(said.get("Digest", "")) else ""
             told = (digest, said.get("How", "by hand"), said.get("Who", tagger), said.get("Run", ""))
             had = tuple(said.get("Set", "").split())
-            commit = said.get("Commit", peeled)
+            meant = sides.MEANT.search(message)
+            commit = meant[1] if meant else peeled
             found.append(Assignment(name, match[1], int(match[2]), commit, int(seconds or 0), *told, had))
     kept = [entry for entry in found if stage in (None, entry.stage)]
     return sorted(kept, key=lambda entry: (entry.number, entry.stage) if stage else (entry.seconds, entry.number))
@@ -352,10 +353,10 @@ def _remembered() -> tuple[str, ...]:
 def _unset(newest: Assignment | None, names: tuple[str, ...] = REMEMBERED) -> str:
     """Return what to set that was set for the newest promotion of a stage and is not set here, empty if nothing."""
     missing = [name for name in newest.had if name in names and not os.environ.get(name)] if newest else []
+    if not missing:
+        return ""
     where = "as variables of the repository" if "GITHUB_ACTIONS" in os.environ else "as the repository's variables are"
-    return (
-        f"{newest.tag} was made with {', '.join(missing)}: set them {where}, or to what is meant now" if missing else ""
-    )
+    return f"{newest.tag} was made with {', '.join(missing)}: set them {where}, or to what is meant now"
 
 
 def _is_before(commit: str, newest: Assignment) -> bool:
